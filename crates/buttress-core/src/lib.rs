@@ -1,0 +1,50 @@
+//! Share between layers what two of them need, and nothing else.
+//!
+//! The layers of buttress judge a call in the same words ([`Verdict`], [`Classify`]), refuse with the same type
+//! ([`Rejected`]), report through the same hook ([`Events`]) and read the same [`clock`]. You meet this crate when you
+//! write a classifier, or ask who refused a call:
+//!
+//! # Example
+//!
+//! ```
+//! use buttress_core::{Applied, BoxError, Kind, Rejected, Verdict};
+//!
+//! // A classifier is a function. This one speaks of a service whose answers are numbers.
+//! fn classify(result: Result<&u32, &BoxError>) -> Verdict {
+//!     match result {
+//!         Ok(0..=9) => Verdict::SUCCESS,
+//!         Ok(_) => Verdict::new(Kind::Throttled, Applied::No),
+//!         Err(error) if Rejected::find(&**error).is_some() => Verdict::REFUSED,
+//!         Err(_) => Verdict::new(Kind::Transient, Applied::Maybe),
+//!     }
+//! }
+//!
+//! assert_eq!(classify(Ok(&3)), Verdict::SUCCESS);
+//! assert_eq!(classify(Ok(&10)).kind, Kind::Throttled);
+//!
+//! let refusal: BoxError = Rejected::new("bulkhead", "10 of 10 slots are taken").into();
+//! assert_eq!(classify(Err(&refusal)), Verdict::REFUSED);
+//! ```
+//!
+//! # Features
+//!
+//! `test-util` makes [`clock::now`] tokio's clock, which a test can pause. For tests only: it costs more than twice as
+//! much to read.
+
+pub mod classify;
+pub mod clock;
+mod error;
+mod events;
+pub mod hint;
+mod keyed;
+mod verdict;
+
+pub use classify::Classify;
+pub use error::{BoxError, Rejected, chain};
+pub use events::Events;
+pub use keyed::Keyed;
+pub use verdict::{Applied, Hint, Kind, Verdict};
+
+/// The moment by which a call must have ended. Put it into a request's extensions, and every layer below keeps to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub clock::Instant);

@@ -1,0 +1,18 @@
+//! Put resilience layers around any tower client or server.
+//!
+//! Each layer is a crate of its own; this one has them all, each behind the feature of its name, and `full` turns on
+//! every one.
+//!
+//! | feature | layer |
+//! |---|---|
+//! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
+//!
+//! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
+//! ([`Rejected`]), and the [`clock`].
+
+pub use buttress_core::{
+    Applied, BoxError, Classify, Deadline, Hint, Kind, Rejected, Verdict, classify, clock,
+};
+
+#[cfg(feature = "retry")]
+pub use buttress_retry as retry;

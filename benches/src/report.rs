@@ -1,0 +1,190 @@
+//! Lays the figures out, for people and for spreadsheets.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::harness::{Cost, Group, Kind};
+
+/// A row of the report.
+pub(crate) struct Line {
+    group: &'static str,
+    row: &'static str,
+    kind: Kind,
+    pub(crate) cost: Result<Cost, String>,
+    future: usize,
+    instructions: Option<f64>,
+    to_floor: Option<f64>,
+    to_best_peer: Option<f64>,
+    goal: String,
+}
+
+/// The report of one group.
+pub(crate) fn lines(
+    group: &Group,
+    costs: Vec<Result<Cost, String>>,
+    instructions: &[Option<f64>],
+) -> Vec<Line> {
+    let medians: Vec<_> = costs
+        .iter()
+        .map(|cost| cost.as_ref().ok().map(|cost| cost.over_bare.median))
+        .collect();
+    let of = |wanted: &dyn Fn(usize) -> bool| {
+        let found = (0..medians.len())
+            .filter(|row| wanted(*row))
+            .filter_map(|row| medians[row]);
+        found.min_by(f64::total_cmp)
+    };
+    let floor = of(&|row| group.rows[row].kind == Kind::Floor);
+    let best_peer = of(&|row| group.rows[row].kind == Kind::Peer);
+    let called = |name: &str| of(&|row| group.rows[row].name == name);
+
+    costs
+        .into_iter()
+        .enumerate()
+        .map(|(index, cost)| {
+            let row = &group.rows[index];
+            let median = medians[index].filter(|_| row.kind != Kind::Bare);
+            let goals = group
+                .goals
+                .iter()
+                .filter(|_| row.kind == Kind::Ours)
+                .map(|goal| {
+                    let Some(ratio) = ratio(median, called(goal.of)) else {
+                        return format!("not measured: {}", goal.of);
+                    };
+                    let mark = if ratio <= goal.at_most { "yes" } else { "NO" };
+                    format!("{mark}: {ratio:.2} of {} x {}", goal.at_most, goal.of)
+                });
+            Line {
+                group: group.name,
+                row: row.name,
+                kind: row.kind,
+                future: row.future,
+                instructions: instructions[index],
+                to_floor: ratio(median, floor),
+                to_best_peer: ratio(median, best_peer),
+                goal: goals.collect::<Vec<_>>().join("; "),
+                cost,
+            }
+        })
+        .collect()
+}
+
+/// The table that is printed.
+pub(crate) fn table(lines: &[Line]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header([
+        "group",
+        "row",
+        "ns",
+        "quartiles",
+        "allocs",
+        "bytes",
+        "future",
+        "instr",
+        "/ floor",
+        "/ best peer",
+        "goal",
+    ]);
+    for line in lines {
+        let group = line.group.to_owned();
+        let row = line.row.to_owned();
+        let cells = match &line.cost {
+            Err(failure) => vec![group, row, format!("FAILED: {failure}")],
+            Ok(cost) => {
+                // Everything else is over the bare service, whose own time says how much it hides.
+                let ns = match line.kind {
+                    Kind::Bare => cost.whole,
+                    _ => cost.over_bare,
+                };
+                vec![
+                    group,
+                    row,
+                    format!("{:.1}", ns.median),
+                    format!("{:.1} to {:.1}", ns.low, ns.high),
+                    count(cost.allocations),
+                    count(cost.bytes),
+                    line.future.to_string(),
+                    line.instructions
+                        .map_or_else(dash, |count| format!("{count:.0}")),
+                    line.to_floor
+                        .map_or_else(dash, |ratio| format!("{ratio:.2}")),
+                    line.to_best_peer
+                        .map_or_else(dash, |ratio| format!("{ratio:.2}")),
+                    line.goal.clone(),
+                ]
+            }
+        };
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(2).take(8) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// The same, a line per row, and the quartiles of the whole call too.
+pub(crate) fn tsv(lines: &[Line]) -> String {
+    let mut text = String::from(
+        "group\trow\tkind\tns\tns_low\tns_high\tover_bare\tover_bare_low\tover_bare_high\tallocations\tbytes\tfuture\
+         \tinstructions\tto_floor\tto_best_peer\tgoal\tfailure\n",
+    );
+    for line in lines {
+        let optional = |figure: Option<f64>| {
+            figure
+                .map(|figure| format!("{figure:.3}"))
+                .unwrap_or_default()
+        };
+        let figures = match &line.cost {
+            Ok(cost) => {
+                let (whole, over) = (cost.whole, cost.over_bare);
+                let spreads = [
+                    whole.median,
+                    whole.low,
+                    whole.high,
+                    over.median,
+                    over.low,
+                    over.high,
+                ];
+                let all = spreads.into_iter().chain([cost.allocations, cost.bytes]);
+                all.map(|figure| format!("{figure:.3}"))
+                    .collect::<Vec<_>>()
+                    .join("\t")
+            }
+            Err(_) => "\t".repeat(7),
+        };
+        let cells = [
+            line.group.to_owned(),
+            line.row.to_owned(),
+            format!("{:?}", line.kind).to_lowercase(),
+            figures,
+            line.future.to_string(),
+            optional(line.instructions),
+            optional(line.to_floor),
+            optional(line.to_best_peer),
+            line.goal.clone(),
+            line.cost.as_ref().err().cloned().unwrap_or_default(),
+        ];
+        text.push_str(&cells.join("\t"));
+        text.push('\n');
+    }
+    text
+}
+
+/// None where there is nothing to divide by: a cost that drowned in the noise.
+fn ratio(figure: Option<f64>, by: Option<f64>) -> Option<f64> {
+    let by = by.filter(|by| *by > 0.0)?;
+    Some(figure? / by)
+}
+
+/// Most counts are whole, and those that are not should be seen.
+fn count(figure: f64) -> String {
+    if figure.fract() == 0.0 {
+        format!("{figure:.0}")
+    } else {
+        format!("{figure:.2}")
+    }
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}

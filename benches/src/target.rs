@@ -1,0 +1,282 @@
+//! The bare service, and the requests it gets.
+
+use std::future::{Ready, ready};
+use std::hint::black_box;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http_body_util::Full;
+use tower_service::Service;
+
+use crate::harness::{Kind, Row, call};
+
+pub(crate) type Request = http::Request<Full<Bytes>>;
+pub(crate) type Response = http::Response<Full<Bytes>>;
+
+/// Answers at once. Copying it costs nothing, which flatters the layers that copy their inner service for every call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    state: &'static State,
+    first_fails: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    counts: AtomicBool,
+    sent: AtomicU64,
+}
+
+impl Target {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Box::leak(Box::default()),
+            first_fails: false,
+        }
+    }
+
+    /// Answers every other request with a failure, beginning with the first.
+    pub(crate) fn first_fails() -> Self {
+        Self {
+            first_fails: true,
+            ..Self::new()
+        }
+    }
+
+    /// Does what is sent in the meantime, and says how much that was.
+    fn count(self, work: impl FnOnce()) -> u64 {
+        let before = self.state.sent.load(Ordering::Relaxed);
+        self.state.counts.store(true, Ordering::Relaxed);
+        work();
+        self.state.counts.store(false, Ordering::Relaxed);
+        self.state.sent.load(Ordering::Relaxed) - before
+    }
+
+    /// Whether this request fails.
+    fn take(self) -> bool {
+        // Counting makes every call wait for the one before, behind which a thin layer would hide all that it costs.
+        if !self.first_fails && !self.state.counts.load(Ordering::Relaxed) {
+            return false;
+        }
+        let sent = self.state.sent.load(Ordering::Relaxed);
+        self.state.sent.store(sent + 1, Ordering::Relaxed);
+        self.first_fails && sent.is_multiple_of(2)
+    }
+}
+
+impl Service<u64> for Target {
+    type Response = u64;
+    type Error = io::Error;
+    type Future = Ready<io::Result<u64>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    // A real client is too large to become part of the layer around it.
+    #[inline(never)]
+    fn call(&mut self, request: u64) -> Self::Future {
+        ready(if self.take() {
+            Err(io::ErrorKind::ConnectionReset.into())
+        } else {
+            Ok(black_box(request))
+        })
+    }
+}
+
+impl<B> Service<http::Request<B>> for Target {
+    type Response = Response;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline(never)]
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        black_box(&request);
+        let mut response = Response::default();
+        if self.take() {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        ready(Ok(response))
+    }
+}
+
+/// An answer that a caller was waiting for.
+pub(crate) trait Answer {
+    fn is_good(&self) -> bool;
+}
+
+impl Answer for u64 {
+    fn is_good(&self) -> bool {
+        *self == NUMBER
+    }
+}
+
+impl<B> Answer for http::Response<B> {
+    fn is_good(&self) -> bool {
+        self.status() == StatusCode::OK
+    }
+}
+
+/// A row that makes its calls through whatever `wrap` puts around the target.
+///
+/// It fails when an answer is not the one that was waited for, or when getting it took more or fewer sends than it
+/// should.
+pub(crate) fn row<S, R>(
+    name: &'static str,
+    kind: Kind,
+    target: Target,
+    wrap: impl FnOnce(Target) -> S,
+    mut request: impl FnMut() -> R + 'static,
+) -> Row
+where
+    S: Service<R, Response: Answer> + 'static,
+{
+    let mut service = wrap(target);
+    let mut make = move |calls| {
+        let mut failed = 0;
+        for _ in 0..calls {
+            // The black boxes keep the compiler from seeing what is asked, and that nobody needs the answer.
+            let result = black_box(call(&mut service, black_box(request())));
+            failed += u32::from(!result.is_ok_and(|answer| answer.is_good()));
+            // In life a call stands among other work. Here the processor would begin it while the one before is still
+            // under way, and a thin layer would seem to cost nothing.
+            fence(Ordering::SeqCst);
+        }
+        failed
+    };
+    let run = move |calls| {
+        let mut failed = 0;
+        let sent = target.count(|| failed += make(1));
+        failed += make(calls - 1);
+        let expected = 1 + u64::from(target.first_fails);
+        if failed > 0 {
+            Err(format!("{failed} of {calls} calls"))
+        } else if sent != expected {
+            Err(format!("{sent} sends per call, not {expected}"))
+        } else {
+            Ok(())
+        }
+    };
+    Row {
+        name,
+        kind,
+        future: size_of::<S::Future>(),
+        run: Box::new(run),
+    }
+}
+
+/// A request that is a number, and its answer.
+pub(crate) const NUMBER: u64 = 7;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Makes requests as a client does, because how a header value came to be decides what a copy of it costs.
+///
+/// Eight headers. Those that every request shares are cloned with the client's map of them: constants, whose copy
+/// touches no counter, and the host and the token, which were parsed once and are counted references by now. The
+/// trace and the identifiers are made for the one request: nobody has copied them before, and the first to do so
+/// allocates a counter for each. (They are copied from a constant instead of being formatted; the outcome is the
+/// same.) The URI was parsed from a `String`, as it is in any client that puts an identifier into the path.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    shared: HeaderMap,
+    own: Vec<(HeaderName, &'static [u8])>,
+    method: Method,
+    uri: Uri,
+    /// Serialized for the one request, as the identifiers are.
+    body: &'static [u8],
+}
+
+impl Client {
+    pub(crate) fn get() -> Self {
+        let mut client = Self::post();
+        client.method = Method::GET;
+        client.body = b"";
+        client.shared.remove(CONTENT_TYPE);
+        client
+            .shared
+            .insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, br"));
+        client
+            .shared
+            .insert(ACCEPT_LANGUAGE, HeaderValue::from_static("en"));
+        client
+    }
+
+    pub(crate) fn post() -> Self {
+        let mut token = HeaderValue::try_from(format!("Bearer {}", "t0k3n".repeat(12)))
+            .expect("no control characters");
+        token.set_sensitive(true);
+        let shared = [
+            (
+                HOST,
+                HeaderValue::try_from("api.payments.example").expect("no control characters"),
+            ),
+            (ACCEPT, HeaderValue::from_static("application/json")),
+            (
+                USER_AGENT,
+                HeaderValue::from_static("payments-client/1.4.2"),
+            ),
+            (AUTHORIZATION, token),
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        ];
+        let own: [(_, &[u8]); 2] = [
+            (
+                TRACEPARENT,
+                b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ),
+            (X_REQUEST_ID, b"0b2f7d1e-5c0a-4a39-9f5e-0d6f2a1c7b88"),
+        ];
+        let uri = String::from("https://api.payments.example/v1/payments/8c1f3d5e");
+        Self {
+            shared: shared.into_iter().collect(),
+            own: own.into(),
+            method: Method::POST,
+            uri: uri.try_into().expect("a URI"),
+            body: &[b'{'; 1024],
+        }
+    }
+
+    pub(crate) fn keyed_post() -> Self {
+        let mut client = Self::post();
+        client
+            .own
+            .push((IDEMPOTENCY_KEY, b"6f1a0c52-1d7e-4b1e-8d0c-3b9a7e5f4c21"));
+        client
+    }
+
+    fn body(&self) -> Full<Bytes> {
+        match self.body {
+            b"" => Full::default(),
+            body => Full::new(Bytes::copy_from_slice(body)),
+        }
+    }
+
+    pub(crate) fn request(&self) -> Request {
+        let mut request = Request::new(self.body());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.shared.clone();
+        for (name, value) in &self.own {
+            let value = HeaderValue::from_bytes(value).expect("no control characters");
+            request.headers_mut().insert(name.clone(), value);
+        }
+        request
+    }
+}
+
+/// Whether a request may be sent again, as far as a careful user of any retry library would look.
+pub(crate) fn repeatable<B>(request: &http::Request<B>) -> bool {
+    let method = request.method();
+    method.is_idempotent() || request.headers().contains_key(IDEMPOTENCY_KEY)
+}

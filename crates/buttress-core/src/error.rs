@@ -1,0 +1,133 @@
+//! The error of a layer that refuses, and how to find it again.
+
+use std::{borrow::Cow, error::Error, fmt, io, iter, sync::Arc, time::Duration};
+
+/// The error of a stack of layers.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A layer on this side refused the call: the service below never saw it.
+///
+/// Every layer of buttress that can refuse does it with this type. [`find`](Self::find) gets it out of whatever an outer
+/// layer wrapped around it.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    by: &'static str,
+    name: Option<Arc<str>>,
+    reason: Cow<'static, str>,
+    retry_after: Option<Duration>,
+}
+
+impl Rejected {
+    /// A refusal by a kind of layer ("breaker"), and in a few words why ("open").
+    #[must_use]
+    pub fn new(by: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            by,
+            name: None,
+            reason: reason.into(),
+            retry_after: None,
+        }
+    }
+
+    /// Adds the name of the one that refused, which its user gave it.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Adds the time after which another call may be let through.
+    #[must_use]
+    pub fn after(mut self, retry_after: Duration) -> Self {
+        self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// The kind of layer that refused.
+    #[must_use]
+    pub fn by(&self) -> &'static str {
+        self.by
+    }
+
+    /// The name that the user gave the layer.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Why it refused, in a few words.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// When to come back, if the layer knows.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Finds the refusal in an error, or in what caused it.
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        chain(error).find_map(|cause| cause.downcast_ref())
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "refused by {}", self.by)?;
+        if let Some(name) = &self.name {
+            write!(f, " {name}")?;
+        }
+        write!(f, ": {}", self.reason)?;
+        if let Some(retry_after) = self.retry_after {
+            write!(f, "; try again after {retry_after:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Rejected {}
+
+/// An error, what caused it, what caused that, and so on.
+///
+/// It looks into an [`io::Error`] that wraps another error, which [`Error::source`] steps over.
+pub fn chain<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| {
+        let io = error.downcast_ref::<io::Error>();
+        match io.and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_found_bare_boxed_and_inside_others() {
+        let refusal = || {
+            Rejected::new("breaker", "open")
+                .named("cards")
+                .after(Duration::from_secs(3))
+        };
+        let seconds =
+            |error: &(dyn Error + 'static)| Rejected::find(error).and_then(Rejected::retry_after);
+
+        let boxed: BoxError = refusal().into();
+        let wrapped = io::Error::other(io::Error::other(refusal()));
+        assert_eq!(seconds(&refusal()), Some(Duration::from_secs(3)));
+        assert_eq!(seconds(&*boxed), Some(Duration::from_secs(3)));
+        assert_eq!(seconds(&wrapped), Some(Duration::from_secs(3)));
+        assert_eq!(seconds(&io::Error::other("something else")), None);
+        assert_eq!(
+            boxed.to_string(),
+            "refused by breaker cards: open; try again after 3s"
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! State by key, for at most so many keys.
+
+use std::{collections::HashMap, num::NonZeroUsize};
+
+/// How many entries are looked at to find one to drop: enough to find a cheap one, few enough to be done at once.
+const LOOKED_AT: usize = 8;
+
+/// A map that holds at most so many keys: a new one takes the place of one that is worth less.
+///
+/// Keys are hashes that the caller has made with a seeded hasher, so that nobody can aim at another's entry, and a long
+/// key takes no more room than a short one. Two keys share an entry with a chance of one in 2^64.
+#[derive(Debug)]
+pub struct Keyed<V> {
+    places: HashMap<u64, usize>,
+    entries: Vec<(u64, V)>,
+    hand: usize,
+    max: NonZeroUsize,
+}
+
+impl<V> Keyed<V> {
+    /// An empty map for at most `max` keys; it allocates as they come.
+    #[must_use]
+    pub fn new(max: NonZeroUsize) -> Self {
+        Self {
+            places: HashMap::new(),
+            entries: Vec::new(),
+            hand: 0,
+            max,
+        }
+    }
+
+    /// The number of keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Is it empty?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What is known of a key.
+    pub fn get_mut(&mut self, key: u64) -> Option<&mut V> {
+        self.places
+            .get(&key)
+            .map(|&place| &mut self.entries[place].1)
+    }
+
+    /// What is known of a key, or else `new()`, for which the entry of the least `worth` among eight makes room.
+    pub fn entry(
+        &mut self,
+        key: u64,
+        new: impl FnOnce() -> V,
+        worth: impl Fn(&V) -> u64,
+    ) -> &mut V {
+        let place = if let Some(&place) = self.places.get(&key) {
+            place
+        } else {
+            if self.len() == self.max.get() {
+                self.drop_one(worth);
+            }
+            self.entries.push((key, new()));
+            self.places.insert(key, self.len() - 1);
+            self.len() - 1
+        };
+        &mut self.entries[place].1
+    }
+
+    /// Forgets a key.
+    pub fn remove(&mut self, key: u64) -> Option<V> {
+        let place = self.places.remove(&key)?;
+        let (_, value) = self.entries.swap_remove(place);
+        if let Some((moved, _)) = self.entries.get(place) {
+            self.places.insert(*moved, place);
+        }
+        Some(value)
+    }
+
+    /// The hand goes round, so that each entry is looked at in its turn.
+    fn drop_one(&mut self, worth: impl Fn(&V) -> u64) {
+        let len = self.len();
+        let seen = (0..LOOKED_AT.min(len)).map(|step| (self.hand + step) % len);
+        let cheapest = seen.min_by_key(|&place| worth(&self.entries[place].1));
+        self.hand = (self.hand + LOOKED_AT) % len;
+        if let Some(place) = cheapest {
+            self.remove(self.entries[place].0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_new_key_takes_the_place_of_one_that_is_worth_less() {
+        let mut map = Keyed::new(NonZeroUsize::new(4).unwrap());
+        for (key, worth) in [(1, 30), (2, 10), (3, 20), (4, 40), (5, 50)] {
+            map.entry(key, || worth, |&worth| worth);
+        }
+        assert_eq!(map.len(), 4);
+        assert_eq!(map.get_mut(2), None, "the cheapest is gone");
+        assert_eq!(
+            [1, 3, 4, 5].map(|key| *map.get_mut(key).unwrap()),
+            [30, 20, 40, 50]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_a_plain_map_until_it_is_full(
+            steps in prop::collection::vec((0..20_u64, any::<bool>(), any::<u8>()), 0..200)
+        ) {
+            let mut map = Keyed::new(NonZeroUsize::new(20).unwrap());
+            let mut plain = HashMap::new();
+            for (key, keep, value) in steps {
+                if keep {
+                    *map.entry(key, || 0, |_| 0) = value;
+                    plain.insert(key, value);
+                } else {
+                    prop_assert_eq!(map.remove(key), plain.remove(&key));
+                }
+                prop_assert_eq!(map.len(), plain.len());
+                for (key, value) in &plain {
+                    prop_assert_eq!(map.get_mut(*key).copied(), Some(*value));
+                }
+            }
+        }
+
+        #[test]
+        fn it_never_holds_more_than_it_may(max in 1..20_usize, keys in prop::collection::vec(any::<u64>(), 0..200)) {
+            let mut map = Keyed::new(NonZeroUsize::new(max).unwrap());
+            for key in keys {
+                map.entry(key, || key, |&key| key);
+                prop_assert!(map.len() <= max);
+                prop_assert_eq!(map.get_mut(key).copied(), Some(key));
+            }
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Request bodies that can be sent once more.
+
+use std::{
+    collections::VecDeque,
+    error::Error,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use buttress_core::BoxError;
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
+
+/// The bytes that a layer may hold for all its calls together.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+/// A part of that memory; dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Held {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Held {
+    pub(crate) fn none(memory: &Arc<Memory>) -> Self {
+        Self {
+            memory: memory.clone(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes more, if there is more.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let fits = |used: usize| {
+            used.checked_add(bytes)
+                .filter(|&sum| sum <= self.memory.limit)
+        };
+        // Relaxed: only the number counts, no other data is read on the strength of it. It pairs with the
+        // subtraction in `give_back`.
+        let grown = self
+            .memory
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok();
+        self.bytes += if grown { bytes } else { 0 };
+        grown
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        // Relaxed: pairs with the addition in `grow`, see there.
+        self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes -= bytes;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
+    }
+}
+
+/// The body of a request as the service below gets it: the caller's, of which a copy is kept while it is sent.
+///
+/// Nothing is read ahead, so a first attempt is neither delayed nor changed. A copy is of the chunks as they pass, which
+/// share their bytes where they are [`Bytes`].
+#[derive(Debug)]
+pub struct ReplayBody<B>(Kind<B>);
+
+#[derive(Debug)]
+enum Kind<B> {
+    Empty,
+    /// Nobody keeps a copy.
+    Passing(B),
+    Replayed(Reader<B>),
+}
+
+/// The body of one attempt.
+#[derive(Debug)]
+struct Reader<B> {
+    source: Arc<Mutex<Source<B>>>,
+    attempt: u32,
+}
+
+/// The caller's body, and what has been read of it.
+///
+/// Invariants: only the reader of the latest attempt gets anything. While `keep` holds, `chunks` and `trailers` are all
+/// that has come out of `body`; after that, they are what the reader has not read of it.
+#[derive(Debug)]
+struct Source<B> {
+    /// `None` once it has ended.
+    body: Option<B>,
+    chunks: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    held: Held,
+    limit: usize,
+    keep: bool,
+    /// The attempt that may read.
+    attempt: u32,
+    /// How many of the chunks it has read, and whether the trailers.
+    read: usize,
+    trailers_read: bool,
+    /// The reader that waits, to be told when it may not read any more.
+    waiting: Option<Waker>,
+}
+
+/// What a body is replayed from. When it is dropped, no more copies are kept.
+#[derive(Debug)]
+pub(crate) struct Copy<B>(Option<Arc<Mutex<Source<B>>>>);
+
+impl<B> ReplayBody<B>
+where
+    B: Body,
+{
+    /// Sends a body without a copy.
+    pub(crate) fn passing(body: B) -> Self {
+        Self(Kind::Passing(body))
+    }
+
+    /// Sends a body and keeps a copy of what is sent, of at most `limit` bytes.
+    pub(crate) fn copied(body: B, limit: usize, memory: &Arc<Memory>) -> (Self, Copy<B>) {
+        if body.is_end_stream() {
+            return (Self(Kind::Empty), Copy(None));
+        }
+        let source = Arc::new(Mutex::new(Source {
+            body: Some(body),
+            chunks: VecDeque::new(),
+            trailers: None,
+            held: Held::none(memory),
+            limit,
+            keep: true,
+            attempt: 0,
+            read: 0,
+            trailers_read: false,
+            waiting: None,
+        }));
+        (
+            Self(Kind::Replayed(Reader {
+                source: source.clone(),
+                attempt: 0,
+            })),
+            Copy(Some(source)),
+        )
+    }
+}
+
+impl<B> Copy<B> {
+    /// Takes the body away from the attempt that has it. Is it still complete?
+    pub(crate) fn reclaim(&self) -> bool {
+        let Some(source) = &self.0 else { return true };
+        let (complete, waiting) = {
+            let mut source = lock(source);
+            source.attempt += 1;
+            (source.read, source.trailers_read) = (0, false);
+            (source.keep, source.waiting.take())
+        };
+        // The earlier attempt may still be at its upload, and must learn that it is over.
+        if let Some(waiting) = waiting {
+            waiting.wake();
+        }
+        complete
+    }
+
+    /// The body for another attempt, after [`reclaim`](Self::reclaim).
+    pub(crate) fn replay(&self) -> ReplayBody<B> {
+        ReplayBody(match &self.0 {
+            None => Kind::Empty,
+            Some(source) => {
+                let attempt = lock(source).attempt;
+                Kind::Replayed(Reader {
+                    source: source.clone(),
+                    attempt,
+                })
+            }
+        })
+    }
+}
+
+impl<B> Drop for Copy<B> {
+    fn drop(&mut self) {
+        if let Some(source) = &self.0 {
+            lock(source).stop_keeping();
+        }
+    }
+}
+
+impl<B> Source<B> {
+    /// From now on what has been read is forgotten.
+    fn stop_keeping(&mut self) {
+        if self.keep {
+            self.keep = false;
+            for chunk in self.chunks.drain(..self.read) {
+                self.held.give_back(chunk.len());
+            }
+            self.read = 0;
+        }
+    }
+
+    /// The next frame of what was read from the body in an earlier attempt.
+    fn next_kept(&mut self) -> Option<Frame<Bytes>> {
+        let chunk = if self.keep {
+            self.chunks
+                .get(self.read)
+                .cloned()
+                .inspect(|_| self.read += 1)
+        } else {
+            self.chunks
+                .pop_front()
+                .inspect(|chunk| self.held.give_back(chunk.len()))
+        };
+        if let Some(chunk) = chunk {
+            return Some(Frame::data(chunk));
+        }
+        let trailers = self
+            .trailers
+            .as_ref()
+            .filter(|_| !self.trailers_read)
+            .cloned()?;
+        self.trailers_read = true;
+        Some(Frame::trailers(trailers))
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        if let Some(chunk) = frame.data_ref() {
+            let fits = self.held.bytes.saturating_add(chunk.len()) <= self.limit;
+            if fits && self.held.grow(chunk.len()) {
+                self.chunks.push_back(chunk.clone());
+                self.read += 1;
+            } else {
+                self.stop_keeping();
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(trailers.clone());
+            self.trailers_read = true;
+        }
+    }
+}
+
+impl<B> Source<B>
+where
+    B: Body<Error: Into<BoxError>> + Unpin,
+{
+    /// The next frame of the caller's body. The lock is held over it: one reader has the body at a time, and another
+    /// thread waits for it only to take the body away.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
+            self.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                let frame = in_bytes(frame);
+                if self.keep {
+                    self.keep(&frame);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                // What the caller could not send once cannot be sent twice.
+                self.stop_keeping();
+                self.body = None;
+                Some(Err(error.into()))
+            }
+            None => {
+                self.body = None;
+                None
+            }
+        })
+    }
+}
+
+fn in_bytes<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
+    frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
+}
+
+impl<B> Reader<B>
+where
+    B: Body<Error: Into<BoxError>> + Unpin,
+{
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut source = lock(&self.source);
+        if source.attempt != self.attempt {
+            return Poll::Ready(Some(Err(Superseded.into())));
+        }
+        match source.next_kept() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => source.poll_body(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = lock(&self.source);
+        source.attempt == self.attempt
+            && source.chunks.len() == source.read
+            && (source.trailers_read || source.trailers.is_none())
+            && source.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = lock(&self.source);
+        let unread = source
+            .chunks
+            .range(source.read..)
+            .map(|chunk| chunk.len() as u64)
+            .sum::<u64>();
+        let rest = source
+            .body
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(unread));
+        if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(unread)) {
+            hint.set_upper(upper);
+        }
+        hint
+    }
+}
+
+impl<B> Body for ReplayBody<B>
+where
+    B: Body<Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Passing(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map(in_bytes).map_err(Into::into)))
+            }
+            Kind::Replayed(reader) => reader.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Passing(body) => body.is_end_stream(),
+            Kind::Replayed(reader) => reader.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Passing(body) => body.size_hint(),
+            Kind::Replayed(reader) => reader.size_hint(),
+        }
+    }
+}
+
+/// The error of a request's body that has gone to a later attempt.
+#[derive(Debug)]
+struct Superseded;
+
+impl fmt::Display for Superseded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a later attempt has taken over the request body")
+    }
+}
+
+impl Error for Superseded {}

@@ -1,0 +1,90 @@
+//! What the layer does, for those who watch it.
+
+use std::time::Duration;
+
+use buttress_core::Verdict;
+
+/// Something that happened to a call. See the [crate docs](crate) for an example.
+///
+/// The calls are the [`Finished`](Self::Finished) events. The requests that the service below got are their `sends`
+/// added up: the calls, and the [`Retry`](Self::Retry) events less those whose call ended before they were sent.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A retry is due after a delay.
+    #[non_exhaustive]
+    Retry {
+        /// Which retry of its call it is: 1, 2, and so on.
+        number: u32,
+        /// The time until it is sent.
+        delay: Duration,
+        /// What the delay comes from.
+        source: DelaySource,
+        /// What the attempt before it came to.
+        cause: Cause,
+        /// How that was judged.
+        verdict: Verdict,
+    },
+    /// A call has ended.
+    #[non_exhaustive]
+    Finished {
+        /// How.
+        outcome: Outcome,
+        /// How many requests the service below was given.
+        sends: u32,
+    },
+}
+
+/// Where a delay comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DelaySource {
+    /// From the [`Backoff`](crate::Backoff).
+    Backoff,
+    /// The server named a time, to which up to half of it was added by chance.
+    Hint,
+    /// A gRPC server named the exact time.
+    Pushback,
+}
+
+/// What an attempt came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A response, with its HTTP status if it has one.
+    Response(Option<http::StatusCode>),
+    /// An error of the service below.
+    Error,
+    /// It took longer than an attempt may.
+    TimedOut,
+    /// A layer on this side refused it.
+    Refused,
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The first attempt succeeded.
+    Ok,
+    /// A later attempt succeeded.
+    OkAfterRetry,
+    /// It failed, and so did all the attempts that it may have.
+    Attempts,
+    /// It failed, and the budget does not pay for another attempt.
+    Budget,
+    /// The time that the call may take was over, or did not suffice for another attempt.
+    Deadline,
+    /// It failed in a way that another attempt would not help.
+    NotRetryable,
+    /// It failed after it may have been applied, and cannot be applied twice.
+    NotIdempotent,
+    /// It failed after a body was sent that is too large to be kept.
+    BodyNotReplayable,
+    /// A layer on this side refused it, or the service below was not ready.
+    Refused,
+    /// The server said not to try again, or not within a time that is worth the wait.
+    Vetoed,
+    /// The caller dropped it.
+    Cancelled,
+}

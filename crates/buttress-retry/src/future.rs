@@ -1,0 +1,465 @@
+//! The future of a call: attempts, and what lies between them.
+
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use buttress_core::{
+    Applied, BoxError, Classify, Hint, Kind, Rejected, Verdict,
+    clock::{self, Instant},
+};
+use pin_project::pin_project;
+use tokio::time::{Sleep, sleep};
+use tower_service::Service;
+
+use crate::{
+    Cause, Event, Outcome,
+    budget::Payment,
+    layer::Shared,
+    policy::{Decision, Progress},
+    replay::{Attempt, KeyMaker, Plan, Replay, Settle},
+    sync::lock,
+};
+
+/// The response of a [`Retry`](crate::Retry) service, after as many attempts as it takes.
+///
+/// It may be dropped at any time: the attempt under way is dropped with it, nothing more is sent, and what a retry has
+/// cost that was not sent goes back to the budget.
+#[pin_project]
+#[must_use = "a call does nothing until its future is polled"]
+pub struct ResponseFuture<Req, S, C, R>
+where
+    R: Replay<Req> + Settle<S::Response>,
+    S: Service<R::Request>,
+{
+    #[pin]
+    state: State<S::Future, R::Draining>,
+    /// Ends the state early, or is the whole of it.
+    #[pin]
+    timer: Option<Sleep>,
+    call: Call<S, C, R, R::Copy, R::Response>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F, D> {
+    /// An attempt is under way; the timer is its limit.
+    Attempting(#[pin] F),
+    /// A response that is retried is read to its end; the timer is the limit for that.
+    Draining(Option<D>),
+    /// The timer is the backoff.
+    Sleeping,
+    /// The service below gets ready for another attempt; the timer is the end of the call's time.
+    Readying,
+    Ended,
+}
+
+/// What a call knows beyond its attempts. Dropped before its end, it gives back what it holds and says so.
+pub(crate) struct Call<S, C, R, Copy, Res> {
+    shared: Arc<Shared<C, R>>,
+    plan: Plan,
+    /// What another attempt needs, or why there is none.
+    again: Result<(S, Copy), Outcome>,
+    key: Option<u64>,
+    deadline: Option<Instant>,
+    progress: Progress,
+    sends: u32,
+    /// What the last retry has cost.
+    payment: Option<Payment>,
+    /// When the backoff ends, while it lasts: the retry that was paid for has not been sent.
+    wake_at: Option<Instant>,
+    /// The last real outcome, for the case that nothing better comes.
+    last: Option<Result<Res, BoxError>>,
+    ended: bool,
+}
+
+/// What an attempt came to, in short.
+struct Ended {
+    cause: Cause,
+    verdict: Verdict,
+}
+
+enum Next {
+    Retry,
+    Stop(Outcome),
+}
+
+impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
+    pub(crate) fn new(
+        shared: Arc<Shared<C, R>>,
+        plan: Plan,
+        key: Option<u64>,
+        again: Result<(S, Copy), Outcome>,
+    ) -> Self {
+        let own = shared
+            .policy
+            .deadline
+            .map(|deadline| clock::now() + deadline);
+        let outer = plan.deadline.map(|deadline| deadline.0);
+        let deadline = own.into_iter().chain(outer).min();
+        Self {
+            shared,
+            plan,
+            again,
+            key,
+            deadline,
+            progress: Progress::default(),
+            sends: 1,
+            payment: None,
+            wake_at: None,
+            last: None,
+            ended: false,
+        }
+    }
+
+    fn time_left(&self) -> Option<Duration> {
+        self.deadline
+            .map(|deadline| deadline.saturating_duration_since(clock::now()))
+    }
+
+    /// The timer of the next attempt.
+    fn attempt_timer(&self) -> Option<Sleep> {
+        self.shared
+            .policy
+            .attempt_limit(self.progress.retries, self.time_left())
+            .map(sleep)
+    }
+
+    /// The timer of the backoff, if any of it is left.
+    fn backoff_timer(&self) -> Option<Sleep> {
+        let left = self
+            .wake_at
+            .map(|wake_at| wake_at.saturating_duration_since(clock::now()));
+        left.filter(|left| !left.is_zero()).map(sleep)
+    }
+
+    /// Gives back what a retry has cost that was not sent.
+    fn give_back(&mut self) {
+        if let (Some(payment), Some(key)) = (self.payment.take(), self.key) {
+            self.shared.pool.give_back(key, payment);
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.ended = true;
+        self.again = Err(outcome);
+        self.shared.events.emit(&Event::Finished {
+            outcome,
+            sends: self.sends,
+        });
+    }
+}
+
+impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
+    /// Judges what an attempt came to.
+    fn judge<Req>(&self, result: &Result<S::Response, BoxError>, timed_out: bool) -> Ended
+    where
+        R: Replay<Req, Copy = Copy> + Settle<S::Response, Response = Res>,
+        C: Classify<S::Response>,
+        S: Service<R::Request>,
+    {
+        const MAYBE: Verdict = Verdict::new(Kind::Transient, Applied::Maybe);
+        let Shared {
+            classifier,
+            replay,
+            policy,
+            ..
+        } = &*self.shared;
+        match result {
+            Ok(response) => {
+                let verdict = replay.review(self.plan, response, classifier.classify(Ok(response)));
+                Ended {
+                    cause: Cause::Response(replay.status(response)),
+                    verdict,
+                }
+            }
+            Err(_) if timed_out => Ended {
+                cause: Cause::TimedOut,
+                verdict: MAYBE,
+            },
+            Err(error) => match Rejected::find(&**error) {
+                Some(rejected) => {
+                    let hint = rejected.retry_after().map_or(Hint::None, Hint::After);
+                    let kind = if policy.retry_refusals {
+                        Kind::Transient
+                    } else {
+                        Kind::Ignored
+                    };
+                    Ended {
+                        cause: Cause::Refused,
+                        verdict: Verdict::new(kind, Applied::No).with_hint(hint),
+                    }
+                }
+                None => Ended {
+                    cause: Cause::Error,
+                    verdict: classifier.classify(Err(error)),
+                },
+            },
+        }
+    }
+
+    /// Decides what follows, and pays for it.
+    fn next<Req>(&mut self, ended: &Ended) -> Next
+    where
+        R: Replay<Req, Copy = Copy>,
+    {
+        let Ended { cause, verdict } = *ended;
+        let left = self.time_left();
+        match cause {
+            Cause::Refused => {
+                self.give_back();
+                if verdict.kind == Kind::Ignored {
+                    return Next::Stop(Outcome::Refused);
+                }
+            }
+            Cause::TimedOut if left.is_some_and(|left| left.is_zero()) => {
+                return Next::Stop(Outcome::Deadline);
+            }
+            _ => {}
+        }
+
+        let shared = self.shared.clone();
+        let Shared {
+            policy,
+            replay,
+            pool,
+            seeded,
+            events,
+            ..
+        } = &*shared;
+        let idempotent = self.plan.idempotent;
+        let decision = match seeded {
+            Some(rng) => policy.decide(
+                &mut self.progress,
+                verdict,
+                idempotent,
+                left,
+                &mut *lock(rng),
+            ),
+            None => policy.decide(
+                &mut self.progress,
+                verdict,
+                idempotent,
+                left,
+                &mut rand::rng(),
+            ),
+        };
+        let (delay, source, throttled) = match decision {
+            Decision::Retry {
+                delay,
+                source,
+                throttled,
+            } => (delay, source, throttled),
+            Decision::Stop(outcome) => {
+                if verdict.kind == Kind::Success {
+                    self.pay_in::<Req>();
+                }
+                return Next::Stop(outcome);
+            }
+        };
+        let copy = match &self.again {
+            Ok((_, copy)) => copy,
+            Err(reason) => return Next::Stop(*reason),
+        };
+        if !replay.reclaim(copy) {
+            return Next::Stop(Outcome::BodyNotReplayable);
+        }
+        let key = *self
+            .key
+            .get_or_insert_with(|| replay.key_of_copy(copy, &KeyMaker(pool)));
+        let Some(payment) = pool.withdraw(key, throttled) else {
+            return Next::Stop(Outcome::Budget);
+        };
+        self.payment = Some(payment);
+        self.wake_at = Some(clock::now() + delay);
+        events.emit(&Event::Retry {
+            number: self.progress.retries,
+            delay,
+            source,
+            cause,
+            verdict,
+        });
+        Next::Retry
+    }
+
+    /// A success pays in for retries to come.
+    fn pay_in<Req>(&mut self)
+    where
+        R: Replay<Req, Copy = Copy>,
+    {
+        let Shared { replay, pool, .. } = &*self.shared;
+        if pool.is_full() {
+            return;
+        }
+        let key = match (&self.key, &self.again) {
+            (Some(key), _) => *key,
+            (None, Ok((_, copy))) => replay.key_of_copy(copy, &KeyMaker(pool)),
+            (None, Err(_)) => return,
+        };
+        pool.succeeded(key, self.payment.take());
+    }
+}
+
+impl<S, C, R, Copy, Res> Drop for Call<S, C, R, Copy, Res> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if self.wake_at.is_some() {
+            self.give_back();
+        }
+        self.end(Outcome::Cancelled);
+    }
+}
+
+impl<Req, S, C, R> ResponseFuture<Req, S, C, R>
+where
+    R: Replay<Req> + Settle<S::Response>,
+    S: Service<R::Request>,
+{
+    pub(crate) fn new(attempt: S::Future, call: Call<S, C, R, R::Copy, R::Response>) -> Self {
+        Self {
+            state: State::Attempting(attempt),
+            timer: call.attempt_timer(),
+            call,
+        }
+    }
+}
+
+impl<Req, S, C, R> Future for ResponseFuture<Req, S, C, R>
+where
+    R: Replay<Req> + Settle<S::Response>,
+    C: Classify<S::Response>,
+    S: Service<R::Request, Error: Into<BoxError>>,
+{
+    type Output = Result<R::Response, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let call = this.call;
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Attempting(attempt) => {
+                    let (result, timed_out) = match attempt.poll(cx) {
+                        Poll::Ready(result) => (result.map_err(Into::into), false),
+                        Poll::Pending => {
+                            ready!(poll_timer(this.timer.as_mut(), cx));
+                            (Err(TimedOut.into()), true)
+                        }
+                    };
+                    this.state.set(State::Ended);
+                    this.timer.set(None);
+                    let ended = call.judge(&result, timed_out);
+                    if let Next::Stop(outcome) = call.next(&ended) {
+                        call.end(outcome);
+                        // What this side made up is no better than what a server said.
+                        let made_up = matches!(ended.cause, Cause::TimedOut | Cause::Refused);
+                        let last = call.last.take().filter(|_| made_up);
+                        let result = result.map(|response| call.shared.replay.pass(response));
+                        return Poll::Ready(last.unwrap_or(result));
+                    }
+                    match result {
+                        Ok(response) => {
+                            let replay = &call.shared.replay;
+                            this.timer.set(Some(sleep(replay.drain_time())));
+                            this.state
+                                .set(State::Draining(Some(replay.drain(response))));
+                        }
+                        Err(error) => {
+                            if call.last.is_none() || ended.cause == Cause::Error {
+                                call.last = Some(Err(error));
+                            }
+                            this.timer.set(call.backoff_timer());
+                            this.state.set(State::Sleeping);
+                        }
+                    }
+                }
+                StateProj::Draining(draining) => {
+                    if let Some(body) = draining
+                        && R::poll_drain(body, cx).is_pending()
+                    {
+                        ready!(poll_timer(this.timer.as_mut(), cx));
+                    }
+                    call.last = draining.take().map(|draining| Ok(R::drained(draining)));
+                    this.timer.set(call.backoff_timer());
+                    this.state.set(State::Sleeping);
+                }
+                StateProj::Sleeping => {
+                    if this.timer.is_some() {
+                        ready!(poll_timer(this.timer.as_mut(), cx));
+                    }
+                    this.timer.set(call.time_left().map(sleep));
+                    this.state.set(State::Readying);
+                }
+                StateProj::Readying => {
+                    let Ok((service, copy)) = &mut call.again else {
+                        unreachable!("a retry has what it needs")
+                    };
+                    let (outcome, error) = match service.poll_ready(cx) {
+                        Poll::Ready(Ok(())) => {
+                            let max = call.shared.policy.max_retries.saturating_add(1);
+                            let attempt = Attempt {
+                                number: call.progress.retries + 1,
+                                max,
+                            };
+                            let request = call.shared.replay.send_again(copy, attempt);
+                            call.wake_at = None;
+                            call.sends += 1;
+                            let attempt = service.call(request);
+                            this.timer.set(call.attempt_timer());
+                            this.state.set(State::Attempting(attempt));
+                            continue;
+                        }
+                        Poll::Ready(Err(error)) => (Outcome::Refused, error.into()),
+                        Poll::Pending => {
+                            ready!(poll_timer(this.timer.as_mut(), cx));
+                            (Outcome::Deadline, TimedOut.into())
+                        }
+                    };
+                    this.state.set(State::Ended);
+                    this.timer.set(None);
+                    call.give_back();
+                    call.end(outcome);
+                    return Poll::Ready(call.last.take().unwrap_or(Err(error)));
+                }
+                StateProj::Ended => panic!("a future was polled after it had ended"),
+            }
+        }
+    }
+}
+
+/// No timer never fires.
+fn poll_timer(timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<()> {
+    timer
+        .as_pin_mut()
+        .map_or(Poll::Pending, |timer| timer.poll(cx))
+}
+
+impl<Req, S, C, R> fmt::Debug for ResponseFuture<Req, S, C, R>
+where
+    R: Replay<Req> + Settle<S::Response>,
+    S: Service<R::Request>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture")
+            .field("sends", &self.call.sends)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The time of a call, or of its only attempt, was over before there was any outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut;
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no response came within the time limit")
+    }
+}
+
+impl Error for TimedOut {}

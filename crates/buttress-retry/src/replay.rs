@@ -1,0 +1,401 @@
+//! What a protocol knows of sending a request again: of which ones there may be two, and how to make the second.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use buttress_core::{BoxError, Deadline, Kind, Verdict};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    header::{HOST, UPGRADE},
+};
+use http_body::Body;
+
+use crate::{
+    body::{self, Memory, ReplayBody},
+    budget::Pool,
+    drain::{Draining, ResponseBody},
+    head::Head,
+};
+
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Which attempt of how many a request is: an extension of every request that is sent again.
+///
+/// The first attempt of a call has none, as it would be an allocation for every call that succeeds at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Attempt {
+    /// The number of the attempt: 2 is the first retry.
+    pub number: u32,
+    /// The attempts that there can be.
+    pub max: u32,
+}
+
+/// Says of which requests the service may be given two: where the first may have been applied, applying the second
+/// changes nothing more. A function or closure of the same shape is one too.
+pub trait Idempotent<Req> {
+    /// May it be sent again though it may have been applied?
+    fn idempotent(&self, request: &Req) -> bool;
+}
+
+impl<Req, F> Idempotent<Req> for F
+where
+    F: Fn(&Req) -> bool,
+{
+    fn idempotent(&self, request: &Req) -> bool {
+        self(request)
+    }
+}
+
+/// Every request is idempotent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Always;
+
+impl<Req> Idempotent<Req> for Always {
+    fn idempotent(&self, _: &Req) -> bool {
+        true
+    }
+}
+
+/// No request is idempotent: it is sent again only when it was provably not applied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Never;
+
+impl<Req> Idempotent<Req> for Never {
+    fn idempotent(&self, _: &Req) -> bool {
+        false
+    }
+}
+
+/// GET, HEAD, OPTIONS, TRACE, PUT and DELETE are idempotent (RFC 9110, 9.2.2), and so are POST and PATCH with an
+/// `Idempotency-Key`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ByMethod;
+
+impl<B> Idempotent<Request<B>> for ByMethod {
+    fn idempotent(&self, request: &Request<B>) -> bool {
+        request.method().is_idempotent() || is_keyed(request)
+    }
+}
+
+fn is_keyed<B>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::POST | Method::PATCH)
+        && request.headers().contains_key(&IDEMPOTENCY_KEY)
+}
+
+/// What is known of a call before its request is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub(crate) idempotent: bool,
+    /// A key stands for the call: while the first attempt still runs, the server answers 409.
+    keyed: bool,
+    /// After a response head the connection belongs to the caller.
+    tunnel: bool,
+    pub(crate) deadline: Option<Deadline>,
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<I> Sealed for super::CloneReplay<I> {}
+    impl<I> Sealed for super::HttpReplay<I> {}
+}
+
+/// How requests are sent again. [`HttpReplay`] and [`CloneReplay`] implement it.
+pub trait Replay<Req>: sealed::Sealed {
+    /// What the service below gets.
+    type Request;
+    /// What another one is made from.
+    type Copy;
+
+    #[doc(hidden)]
+    fn plan(&self, request: &Req) -> Plan;
+    #[doc(hidden)]
+    fn send(&self, request: Req) -> (Self::Request, Option<Self::Copy>);
+    #[doc(hidden)]
+    fn send_once(&self, request: Req) -> Self::Request;
+    /// Takes what was sent back from the attempt that had it. Can it be sent again?
+    #[doc(hidden)]
+    fn reclaim(&self, copy: &Self::Copy) -> bool;
+    #[doc(hidden)]
+    fn send_again(&self, copy: &Self::Copy, attempt: Attempt) -> Self::Request;
+    #[doc(hidden)]
+    fn key(&self, request: &Req, pool: &KeyMaker<'_>) -> u64;
+    #[doc(hidden)]
+    fn key_of_copy(&self, copy: &Self::Copy, pool: &KeyMaker<'_>) -> u64;
+}
+
+/// How responses are given up or given to the caller. [`HttpReplay`] and [`CloneReplay`] implement it.
+pub trait Settle<Res>: sealed::Sealed {
+    /// What the caller gets.
+    type Response;
+    #[doc(hidden)]
+    type Draining;
+
+    #[doc(hidden)]
+    fn status(&self, response: &Res) -> Option<StatusCode>;
+    #[doc(hidden)]
+    fn review(&self, plan: Plan, response: &Res, verdict: Verdict) -> Verdict;
+    #[doc(hidden)]
+    fn pass(&self, response: Res) -> Self::Response;
+    #[doc(hidden)]
+    fn drain(&self, response: Res) -> Self::Draining;
+    #[doc(hidden)]
+    fn poll_drain(draining: &mut Self::Draining, cx: &mut Context<'_>) -> Poll<()>;
+    #[doc(hidden)]
+    fn drained(draining: Self::Draining) -> Self::Response;
+    #[doc(hidden)]
+    fn drain_time(&self) -> Duration;
+}
+
+/// Makes the budget's key of an authority.
+#[derive(Debug)]
+pub struct KeyMaker<'a>(pub(crate) &'a Pool);
+
+impl KeyMaker<'_> {
+    fn of(&self, authority: Option<&[u8]>) -> u64 {
+        self.0.key(authority)
+    }
+}
+
+/// Clones requests, and hands responses on as they are. All requests share one budget.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneReplay<I = Always> {
+    pub(crate) idempotent: I,
+}
+
+impl<Req, I> Replay<Req> for CloneReplay<I>
+where
+    Req: Clone,
+    I: Idempotent<Req>,
+{
+    type Request = Req;
+    type Copy = Req;
+
+    fn plan(&self, request: &Req) -> Plan {
+        let idempotent = self.idempotent.idempotent(request);
+        Plan {
+            idempotent,
+            keyed: false,
+            tunnel: false,
+            deadline: None,
+        }
+    }
+
+    fn send(&self, request: Req) -> (Req, Option<Req>) {
+        let copy = request.clone();
+        (request, Some(copy))
+    }
+
+    fn send_once(&self, request: Req) -> Req {
+        request
+    }
+
+    fn reclaim(&self, _: &Req) -> bool {
+        true
+    }
+
+    fn send_again(&self, copy: &Req, _: Attempt) -> Req {
+        copy.clone()
+    }
+
+    fn key(&self, _: &Req, keys: &KeyMaker<'_>) -> u64 {
+        keys.of(None)
+    }
+
+    fn key_of_copy(&self, _: &Req, keys: &KeyMaker<'_>) -> u64 {
+        keys.of(None)
+    }
+}
+
+impl<Res, I> Settle<Res> for CloneReplay<I> {
+    type Response = Res;
+    type Draining = Res;
+
+    fn status(&self, _: &Res) -> Option<StatusCode> {
+        None
+    }
+
+    fn review(&self, _: Plan, _: &Res, verdict: Verdict) -> Verdict {
+        verdict
+    }
+
+    fn pass(&self, response: Res) -> Res {
+        response
+    }
+
+    fn drain(&self, response: Res) -> Res {
+        response
+    }
+
+    fn poll_drain(_: &mut Res, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn drained(draining: Res) -> Res {
+        draining
+    }
+
+    fn drain_time(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// Keeps a copy of the head of HTTP requests and of their bodies as they are sent, and reads the responses that are
+/// retried to their end. Each authority has a budget of its own.
+#[derive(Clone, Debug)]
+pub struct HttpReplay<I = ByMethod> {
+    pub(crate) idempotent: I,
+    pub(crate) resend_header: Option<HeaderName>,
+    pub(crate) body_limit: usize,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) drain_limit: usize,
+    pub(crate) drain_time: Duration,
+}
+
+/// What an HTTP request is made from once more.
+#[derive(Debug)]
+pub struct HttpCopy<B> {
+    head: Head,
+    body: body::Copy<B>,
+}
+
+impl<I> HttpReplay<I> {
+    pub(crate) fn new(idempotent: I) -> Self {
+        const KIB: usize = 1_024;
+        Self {
+            idempotent,
+            resend_header: None,
+            body_limit: 64 * KIB,
+            memory: Memory::new(16 * KIB * KIB),
+            drain_limit: 64 * KIB,
+            drain_time: Duration::from_millis(50),
+        }
+    }
+
+    /// What the header says is what this layer has done.
+    fn without_resends(&self, headers: &mut HeaderMap) {
+        if let Some(name) = &self.resend_header {
+            headers.remove(name);
+        }
+    }
+}
+
+impl<B, I> Replay<Request<B>> for HttpReplay<I>
+where
+    B: Body<Error: Into<BoxError>> + Unpin,
+    I: Idempotent<Request<B>>,
+{
+    type Request = Request<ReplayBody<B>>;
+    type Copy = HttpCopy<B>;
+
+    fn plan(&self, request: &Request<B>) -> Plan {
+        let tunnel =
+            *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+        Plan {
+            idempotent: !tunnel && self.idempotent.idempotent(request),
+            keyed: is_keyed(request),
+            tunnel,
+            deadline: request.extensions().get().copied(),
+        }
+    }
+
+    fn send(&self, mut request: Request<B>) -> (Self::Request, Option<HttpCopy<B>>) {
+        self.without_resends(request.headers_mut());
+        if request.body().size_hint().lower() > self.body_limit as u64 {
+            return (request.map(ReplayBody::passing), None);
+        }
+        let head = Head::keep(&request);
+        let mut copy = None;
+        let request = request.map(|body| {
+            let (body, kept) = ReplayBody::copied(body, self.body_limit, &self.memory);
+            copy = Some(HttpCopy { head, body: kept });
+            body
+        });
+        (request, copy)
+    }
+
+    fn send_once(&self, mut request: Request<B>) -> Self::Request {
+        self.without_resends(request.headers_mut());
+        request.map(ReplayBody::passing)
+    }
+
+    fn reclaim(&self, copy: &HttpCopy<B>) -> bool {
+        copy.body.reclaim()
+    }
+
+    fn send_again(&self, copy: &HttpCopy<B>, attempt: Attempt) -> Self::Request {
+        let mut parts = copy.head.parts();
+        if let Some(name) = &self.resend_header {
+            parts
+                .headers
+                .insert(name, HeaderValue::from(attempt.number - 1));
+        }
+        parts.extensions.insert(attempt);
+        Request::from_parts(parts, copy.body.replay())
+    }
+
+    fn key(&self, request: &Request<B>, keys: &KeyMaker<'_>) -> u64 {
+        let host = || request.headers().get(HOST).map(HeaderValue::as_bytes);
+        keys.of(request
+            .uri()
+            .authority()
+            .map(|authority| authority.as_str().as_bytes())
+            .or_else(host))
+    }
+
+    fn key_of_copy(&self, copy: &HttpCopy<B>, keys: &KeyMaker<'_>) -> u64 {
+        let host = || copy.head.header(&HOST);
+        keys.of(copy
+            .head
+            .uri()
+            .authority()
+            .map(|authority| authority.as_str().as_bytes())
+            .or_else(host))
+    }
+}
+
+impl<B, I> Settle<Response<B>> for HttpReplay<I>
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    type Response = Response<ResponseBody<B>>;
+    type Draining = Draining<B>;
+
+    fn status(&self, response: &Response<B>) -> Option<StatusCode> {
+        Some(response.status())
+    }
+
+    fn review(&self, plan: Plan, response: &Response<B>, verdict: Verdict) -> Verdict {
+        let kind = match verdict.kind {
+            Kind::Transient | Kind::Throttled if plan.tunnel => Kind::Permanent,
+            Kind::Permanent if plan.keyed && response.status() == StatusCode::CONFLICT => {
+                Kind::Transient
+            }
+            kind => kind,
+        };
+        Verdict { kind, ..verdict }
+    }
+
+    fn pass(&self, response: Response<B>) -> Self::Response {
+        response.map(ResponseBody::arriving)
+    }
+
+    fn drain(&self, response: Response<B>) -> Draining<B> {
+        Draining::new(response, self.drain_limit, &self.memory)
+    }
+
+    fn poll_drain(draining: &mut Draining<B>, cx: &mut Context<'_>) -> Poll<()> {
+        draining.poll(cx)
+    }
+
+    fn drained(draining: Draining<B>) -> Self::Response {
+        draining.into_response()
+    }
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+}

@@ -1,0 +1,108 @@
+//! The service: the first attempt of each call.
+
+use std::{
+    fmt, mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use buttress_core::{BoxError, Classify};
+use tower_service::Service;
+
+use crate::{
+    Outcome,
+    future::{Call, ResponseFuture},
+    layer::Shared,
+    replay::{KeyMaker, Replay, Settle},
+};
+
+/// The service of a [`RetryLayer`](crate::RetryLayer). See the [crate docs](crate) for an example.
+pub struct Retry<S, C = buttress_core::classify::Http, R = crate::replay::HttpReplay> {
+    inner: S,
+    shared: Arc<Shared<C, R>>,
+}
+
+impl<S, C, R> Retry<S, C, R> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared<C, R>>) -> Self {
+        Self { inner, shared }
+    }
+
+    /// The service below.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<Req, S, C, R> Service<Req> for Retry<S, C, R>
+where
+    R: Replay<Req> + Settle<S::Response>,
+    C: Classify<S::Response>,
+    S: Service<R::Request, Error: Into<BoxError>> + Clone,
+{
+    type Response = R::Response;
+    type Error = BoxError;
+    type Future = ResponseFuture<Req, S, C, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let Shared {
+            policy,
+            replay,
+            pool,
+            ..
+        } = &*self.shared;
+        let plan = replay.plan(&request);
+        // While every account is full nobody needs to know whose it is.
+        let key = (!pool.is_full()).then(|| replay.key(&request, &KeyMaker(pool)));
+        let once = if policy.max_retries == 0 {
+            Some(Outcome::Attempts)
+        } else if key.is_some_and(|key| !pool.affords(key)) {
+            Some(Outcome::Budget)
+        } else {
+            None
+        };
+
+        let shared = self.shared.clone();
+        if let Some(reason) = once {
+            let attempt = self.inner.call(shared.replay.send_once(request));
+            return ResponseFuture::new(attempt, Call::new(shared, plan, key, Err(reason)));
+        }
+        match shared.replay.send(request) {
+            (request, None) => {
+                let attempt = self.inner.call(request);
+                ResponseFuture::new(
+                    attempt,
+                    Call::new(shared, plan, key, Err(Outcome::BodyNotReplayable)),
+                )
+            }
+            (request, Some(copy)) => {
+                // The service that was polled ready makes this call and the later ones; its clone takes its place.
+                let clone = self.inner.clone();
+                let mut ready = mem::replace(&mut self.inner, clone);
+                let attempt = ready.call(request);
+                ResponseFuture::new(attempt, Call::new(shared, plan, key, Ok((ready, copy))))
+            }
+        }
+    }
+}
+
+impl<S: Clone, C, R> Clone for Retry<S, C, R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, C, R: fmt::Debug> fmt::Debug for Retry<S, C, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry")
+            .field("inner", &self.inner)
+            .field("shared", &self.shared)
+            .finish()
+    }
+}

@@ -1,0 +1,133 @@
+//! The outbox: the payments that nobody has acknowledged yet.
+//!
+//! Retries are for the seconds in which a call runs. What is left when they give up waits here, and
+//! is sent again later under the same key, as a job queue or an outbox table would do it.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+    vec,
+};
+
+use buttress::BoxError;
+use http::{Request, header::CONTENT_TYPE};
+use http_body_util::Full;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::task::JoinSet;
+use tower::ServiceExt;
+use uuid::{Builder, Uuid};
+
+use crate::{
+    client::Payer,
+    report::Progress,
+    server::{IDEMPOTENCY_KEY, Payment},
+};
+
+/// Calls at a time.
+const CONCURRENCY: usize = 64;
+
+/// How often the outbox is worked through. Three faults in ten need about ten rounds, nine some 200.
+const MAX_ROUNDS: u32 = 1_000;
+
+/// The wait between two rounds.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A payment and its key. The key is made once, with the payment, and never again.
+#[derive(Debug, Clone)]
+struct Order {
+    key: Uuid,
+    payment: Payment,
+}
+
+/// Payments to be sent.
+#[derive(Debug)]
+pub(crate) struct Outbox(Vec<Order>);
+
+/// How the sending ended.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) rounds: u32,
+    /// Payments that nobody acknowledged.
+    pub(crate) left: usize,
+    /// Why the last call failed, if one did.
+    pub(crate) last_error: Option<BoxError>,
+}
+
+impl Outbox {
+    /// Makes payments with the ids `0..payments`.
+    pub(crate) fn fill(payments: u64, seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let order = |id| Order {
+            key: Builder::from_random_bytes(rng.random()).into_uuid(),
+            payment: Payment {
+                id,
+                amount: rng.random_range(1..=100_000),
+            },
+        };
+        Self((0..payments).map(order).collect())
+    }
+
+    /// Sends the payments, round after round, until all are acknowledged.
+    pub(crate) async fn deliver(self, client: Payer, progress: &Progress) -> Delivery {
+        let Self(mut orders) = self;
+        let mut rounds = 0;
+        let mut last_error = None;
+        while !orders.is_empty() && rounds < MAX_ROUNDS {
+            if rounds > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            rounds += 1;
+            progress.round(rounds, orders.len());
+            let queue = Arc::new(Mutex::new(orders.into_iter()));
+            let workers: JoinSet<_> = (0..CONCURRENCY)
+                .map(|_| work(client.clone(), queue.clone(), progress.clone()))
+                .collect();
+            orders = Vec::new();
+            for (order, error) in workers.join_all().await.into_iter().flatten() {
+                orders.push(order);
+                last_error = Some(error);
+            }
+        }
+        let left = orders.len();
+        Delivery {
+            rounds,
+            left,
+            last_error,
+        }
+    }
+}
+
+/// Sends one payment after the other; returns those that were not acknowledged.
+async fn work(
+    client: Payer,
+    queue: Arc<Mutex<vec::IntoIter<Order>>>,
+    progress: Progress,
+) -> Vec<(Order, BoxError)> {
+    // The lock is held while the next payment is taken, not while it is sent.
+    let next = || queue.lock().unwrap().next();
+    let mut failed = Vec::new();
+    while let Some(order) = next() {
+        match pay(client.clone(), &order).await {
+            Ok(()) => progress.acknowledged(),
+            Err(error) => failed.push((order, error)),
+        }
+    }
+    failed
+}
+
+/// Sends one payment; returns when the server has acknowledged it.
+async fn pay(client: Payer, order: &Order) -> Result<(), BoxError> {
+    let request = Request::post("http://payments.internal/payments")
+        .header(CONTENT_TYPE, "application/json")
+        .header(IDEMPOTENCY_KEY, order.key.to_string())
+        .body(Full::from(serde_json::to_vec(&order.payment)?))?;
+    let answer = client.oneshot(request).await?;
+    if !answer.status().is_success() {
+        return Err(format!("the server answered {}", answer.status()).into());
+    }
+    let paid: Payment = serde_json::from_slice(answer.body())?;
+    if paid != order.payment {
+        return Err("the server acknowledged another payment".into());
+    }
+    Ok(())
+}

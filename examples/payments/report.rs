@@ -1,0 +1,203 @@
+//! What the user sees: a progress bar, a table, and what to look at next.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fmt::Write as _,
+    io::{self, Write},
+    mem,
+    time::Duration,
+};
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+
+use crate::{
+    Args,
+    client::Totals,
+    injector::{Effect, Fault, Faults},
+    outbox::Delivery,
+    server::Audit,
+};
+
+/// A bar on a terminal; elsewhere, in a log for one, a plain line now and then.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(crate) fn new(payments: u64) -> Self {
+        let style = "{elapsed:>4} {bar:30} {human_pos} of {human_len} acknowledged, {msg}";
+        // The template is a constant; a bad one would only cost the looks.
+        let style = ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar());
+        Self(ProgressBar::new(payments).with_style(style))
+    }
+
+    pub(crate) fn round(&self, round: u32, outbox: usize) {
+        let message = format!("round {round}: {} in the outbox", HumanCount(outbox as u64));
+        if self.0.is_hidden() && round.is_power_of_two() {
+            let _ = writeln!(io::stderr(), "{message}");
+        }
+        self.0.set_message(message);
+    }
+
+    pub(crate) fn acknowledged(&self) {
+        self.0.inc(1);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Everything that is known at the end.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) args: Args,
+    pub(crate) took: Duration,
+    pub(crate) delivery: Delivery,
+    pub(crate) counts: Totals,
+    pub(crate) faults: Faults,
+    pub(crate) audit: Audit,
+}
+
+impl Report {
+    fn table(&self) -> Table {
+        let (counts, audit) = (&self.counts, self.audit);
+        let calls: u64 = counts.calls.values().sum();
+        let mut rows = Rows::new();
+        rows.group("the job");
+        rows.count("payments", self.args.payments);
+        rows.text("time", &seconds(self.took));
+        rows.count("rounds of the outbox", self.delivery.rounds.into());
+        rows.group("calls");
+        rows.counts(&counts.calls);
+        rows.count("all", calls);
+        rows.group("retries");
+        rows.counts(&counts.retries);
+        rows.count("all", counts.retries.values().sum());
+        rows.count("at a time that the server named", counts.hinted);
+        rows.text("asleep before them, in sum", &seconds(counts.asleep));
+        rows.group("sends");
+        rows.count("all", counts.sends);
+        rows.text("per call", &ratio(counts.sends, calls));
+        rows.text("per payment", &ratio(counts.sends, self.args.payments));
+        rows.count("connections opened", counts.connections);
+        rows.group("faults met");
+        for ((fault, effect), count) in &self.faults {
+            rows.count(&fault_name(*fault, *effect), *count);
+        }
+        rows.group("the ledger");
+        rows.count("lines", audit.lines as u64);
+        rows.count("sends answered from memory", audit.replays);
+        rows.count("duplicates", audit.duplicates as u64);
+        rows.count("lost", audit.lost);
+        rows.count("never acknowledged", self.delivery.left as u64);
+        rows.table
+    }
+
+    /// Whether every payment is in the ledger exactly once, and was acknowledged.
+    pub(crate) fn is_good(&self) -> bool {
+        self.audit.lost == 0 && self.audit.duplicates == 0 && self.delivery.left == 0
+    }
+
+    fn verdict(&self) -> String {
+        if self.is_good() {
+            return "OK: every payment is in the ledger exactly once.".into();
+        }
+        let Audit {
+            lost, duplicates, ..
+        } = self.audit;
+        let left = self.delivery.left;
+        let counts = format!("{lost} lost, {duplicates} duplicates, {left} never acknowledged");
+        match &self.delivery.last_error {
+            Some(error) if left > 0 => format!("FAILED: {counts}. The last call: {error}."),
+            _ => format!("FAILED: {counts}."),
+        }
+    }
+
+    /// What to look at next.
+    fn next(&self) -> String {
+        let mut next = String::from("What to look at next:");
+        if let Some(calls) = self.counts.calls.get("out of budget") {
+            let calls = HumanCount(*calls);
+            let _ = write!(
+                next,
+                "\n- The retry budget ended {calls} calls: when so many fail, more retries would only \
+                 add to the load.\n  The outbox sent them again. With `--faults 0.05` the budget lasts."
+            );
+        }
+        next += if self.args.forget_keys {
+            "\n- The same run without `--forget-keys`: `Ledger::enter` in server.rs makes the difference."
+        } else {
+            "\n- `--forget-keys`: the same run, and a server that does not know a payment again."
+        };
+        next += "\n- The stack, in examples/payments/client.rs: change a line, and run it again.";
+        next
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}\n\n{}", self.table(), self.verdict(), self.next())
+    }
+}
+
+fn fault_name(fault: Fault, effect: Effect) -> String {
+    let fault = match fault {
+        Fault::Refuse => "connect refused".into(),
+        Fault::Reset => "reset".into(),
+        Fault::Hang => "no answer".into(),
+        Fault::Answer(status) => status.to_string(),
+        Fault::Cut => "answer cut".to_string(),
+    };
+    match effect {
+        Effect::Before => fault,
+        Effect::After => format!("{fault}, after the payment ran"),
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
+fn ratio(part: u64, whole: u64) -> String {
+    format!("{:.2}", part as f64 / whole as f64)
+}
+
+/// A table whose rows come in groups; a group's name stands beside its first row.
+struct Rows {
+    table: Table,
+    group: &'static str,
+}
+
+impl Rows {
+    fn new() -> Self {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_BORDERS_ONLY);
+        Self { table, group: "" }
+    }
+
+    fn group(&mut self, name: &'static str) {
+        if self.table.row_count() > 0 {
+            self.table.add_row([""]);
+        }
+        self.group = name;
+    }
+
+    fn text(&mut self, what: &str, value: &str) {
+        let value = Cell::new(value).set_alignment(CellAlignment::Right);
+        let group = Cell::new(mem::take(&mut self.group));
+        self.table.add_row([group, Cell::new(what), value]);
+    }
+
+    fn count(&mut self, what: &str, count: u64) {
+        self.text(what, &HumanCount(count).to_string());
+    }
+
+    fn counts(&mut self, counts: &BTreeMap<String, u64>) {
+        for (what, count) in counts {
+            self.count(what, *count);
+        }
+    }
+}
