@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::harness::{Cost, Group, Kind};
+use crate::harness::{Cost, Group, Kind, Row, Spread};
 
 /// A row of the report.
 pub(crate) struct Line {
@@ -23,50 +23,52 @@ pub(crate) fn lines(
     costs: Vec<Result<Cost, String>>,
     instructions: &[Option<f64>],
 ) -> Vec<Line> {
-    let medians: Vec<_> = costs
-        .iter()
-        .map(|cost| cost.as_ref().ok().map(|cost| cost.over_bare.median))
-        .collect();
-    let of = |wanted: &dyn Fn(usize) -> bool| {
-        let found = (0..medians.len())
-            .filter(|row| wanted(*row))
-            .filter_map(|row| medians[row]);
-        found.min_by(f64::total_cmp)
+    let cheapest = |wanted: &dyn Fn(&Row) -> bool| {
+        let rows = group.rows.iter().zip(&costs);
+        let wanted = rows.filter(|(row, _)| wanted(row));
+        let spreads = wanted.filter_map(|(_, cost)| Some(cost.as_ref().ok()?.over_bare));
+        spreads.min_by(|one, other| one.median.total_cmp(&other.median))
     };
-    let floor = of(&|row| group.rows[row].kind == Kind::Floor);
-    let best_peer = of(&|row| group.rows[row].kind == Kind::Peer);
-    let called = |name: &str| of(&|row| group.rows[row].name == name);
+    let floor = cheapest(&|row| row.kind == Kind::Floor);
+    let best_peer = cheapest(&|row| row.kind == Kind::Peer);
+    let goals: Vec<_> = group
+        .goals
+        .iter()
+        .map(|goal| (goal, cheapest(&|row| row.name == goal.of)))
+        .collect();
 
-    costs
-        .into_iter()
-        .enumerate()
-        .map(|(index, cost)| {
-            let row = &group.rows[index];
-            let median = medians[index].filter(|_| row.kind != Kind::Bare);
-            let goals = group
-                .goals
-                .iter()
-                .filter(|_| row.kind == Kind::Ours)
-                .map(|goal| {
-                    let Some(ratio) = ratio(median, called(goal.of)) else {
-                        return format!("not measured: {}", goal.of);
-                    };
-                    let mark = if ratio <= goal.at_most { "yes" } else { "NO" };
-                    format!("{mark}: {ratio:.2} of {} x {}", goal.at_most, goal.of)
-                });
-            Line {
-                group: group.name,
-                row: row.name,
-                kind: row.kind,
-                future: row.future,
-                instructions: instructions[index],
-                to_floor: ratio(median, floor),
-                to_best_peer: ratio(median, best_peer),
-                goal: goals.collect::<Vec<_>>().join("; "),
-                cost,
+    let rows = group.rows.iter().zip(costs).zip(instructions);
+    rows.map(|((row, cost), instructions)| {
+        let to = |other| match row.kind {
+            Kind::Bare => None,
+            _ => Some(cost.as_ref().ok()?.over_bare.median / denominator(other?)?),
+        };
+        let goals = goals.iter().filter(|_| row.kind == Kind::Ours);
+        let goals = goals.map(|(goal, other)| match to(*other) {
+            Some(ratio) if ratio <= goal.at_most => {
+                format!("yes: {ratio:.2} of {} x {}", goal.at_most, goal.of)
             }
-        })
-        .collect()
+            Some(ratio) => format!("NO: {ratio:.2} of {} x {}", goal.at_most, goal.of),
+            None => format!("? of {} x {}", goal.at_most, goal.of),
+        });
+        Line {
+            group: group.name,
+            row: row.name,
+            kind: row.kind,
+            future: row.future,
+            instructions: *instructions,
+            to_floor: to(floor),
+            to_best_peer: to(best_peer),
+            goal: goals.collect::<Vec<_>>().join("; "),
+            cost,
+        }
+    })
+    .collect()
+}
+
+/// None where there is nothing to divide by: a cost that drowned in the noise.
+fn denominator(spread: Spread) -> Option<f64> {
+    (spread.low > 0.0).then_some(spread.median)
 }
 
 /// The table that is printed.
@@ -168,12 +170,6 @@ pub(crate) fn tsv(lines: &[Line]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// None where there is nothing to divide by: a cost that drowned in the noise.
-fn ratio(figure: Option<f64>, by: Option<f64>) -> Option<f64> {
-    let by = by.filter(|by| *by > 0.0)?;
-    Some(figure? / by)
 }
 
 /// Most counts are whole, and those that are not should be seen.
