@@ -144,20 +144,12 @@ where
         panic!("the service is never ready");
     };
     ready?;
-    finish(service.call(request))
-}
-
-/// Polls a future that is ready at once.
-///
-/// # Panics
-///
-/// When it is not.
-pub(crate) fn finish<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
+    // Made where it stays, as by an `await`: one more move would cost a large future more than some layers do.
+    let mut future = pin!(service.call(request));
     // As in a task: it lies in memory when it is polled, instead of being taken apart into registers before.
     black_box(&mut future);
-    match future.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
+    match future.poll(&mut cx) {
+        Poll::Ready(result) => result,
         Poll::Pending => panic!("the call waits"),
     }
 }
