@@ -82,9 +82,9 @@ pub(crate) struct Counts(Mutex<Totals>);
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Totals {
     /// Calls by their outcome.
-    pub(crate) calls: BTreeMap<String, u64>,
+    pub(crate) calls: BTreeMap<&'static str, u64>,
     /// Retries by what made them necessary.
-    pub(crate) retries: BTreeMap<String, u64>,
+    pub(crate) retries: BTreeMap<&'static str, u64>,
     /// Retries at a time that the server named.
     pub(crate) hinted: u64,
     /// The sum of the delays before retries.
@@ -115,22 +115,24 @@ impl Counts {
                 totals.asleep += *delay;
                 totals.hinted += u64::from(*source == DelaySource::Hint);
                 let cause = match cause {
-                    Cause::Response(Some(status)) => status.as_u16().to_string(),
-                    Cause::Error if verdict.applied == Applied::No => "connect refused".into(),
-                    Cause::Error => "connection lost".into(),
-                    Cause::TimedOut => "no answer in time".into(),
-                    other => format!("{other:?}"),
+                    Cause::Response(Some(status)) if *status == 429 => "429",
+                    Cause::Response(Some(status)) if *status == 500 => "500",
+                    Cause::Response(Some(status)) if *status == 503 => "503",
+                    Cause::Error if verdict.applied == Applied::No => "connect refused",
+                    Cause::Error => "connection lost",
+                    Cause::TimedOut => "no answer in time",
+                    _ => "other",
                 };
                 *totals.retries.entry(cause).or_default() += 1;
             }
             Event::Finished { outcome, sends, .. } => {
                 totals.sends += u64::from(*sends);
                 let outcome = match outcome {
-                    Outcome::Ok => "ok".into(),
-                    Outcome::OkAfterRetry => "ok after retries".into(),
-                    Outcome::Attempts => "out of retries".into(),
-                    Outcome::Budget => "out of budget".into(),
-                    other => format!("{other:?}"),
+                    Outcome::Ok => "ok",
+                    Outcome::OkAfterRetry => "ok after retries",
+                    Outcome::Attempts => "out of retries",
+                    Outcome::Budget => "out of budget",
+                    _ => "other",
                 };
                 *totals.calls.entry(outcome).or_default() += 1;
             }

@@ -16,44 +16,42 @@ use uuid::Uuid;
 
 use crate::server::IDEMPOTENCY_KEY;
 
-/// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
-    /// Nobody listens on the port.
-    Refuse,
-    /// The connection is reset: RST instead of an answer.
+/// What goes wrong with an answer.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// The connection is reset: a RST instead of an answer.
     Reset,
     /// The answer never comes.
     Hang,
-    /// A gateway answers instead of the server: 500, 503 or 429.
+    /// A gateway answers instead of the server.
     Answer(u16),
     /// The answer stops in the middle of its body.
     Cut,
 }
 
-/// Whether the server had run the payment by then. The client cannot tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Effect {
+/// Whether the server has run the payment by then. The client cannot tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
     Before,
     After,
 }
 
 /// What a send can meet, each as often as the others.
-const FAULTS: [(Fault, Effect); 10] = [
-    (Fault::Reset, Effect::Before),
-    (Fault::Reset, Effect::After),
-    (Fault::Hang, Effect::Before),
-    (Fault::Hang, Effect::After),
-    (Fault::Answer(500), Effect::Before),
-    (Fault::Answer(500), Effect::After),
-    (Fault::Answer(503), Effect::Before),
-    (Fault::Answer(503), Effect::After),
-    (Fault::Answer(429), Effect::Before),
-    (Fault::Cut, Effect::After),
+const FAULTS: [(&str, Fault, Effect); 10] = [
+    ("429", Fault::Answer(429), Effect::Before),
+    ("500", Fault::Answer(500), Effect::Before),
+    ("500, payment ran", Fault::Answer(500), Effect::After),
+    ("503", Fault::Answer(503), Effect::Before),
+    ("503, payment ran", Fault::Answer(503), Effect::After),
+    ("answer cut", Fault::Cut, Effect::After),
+    ("hung", Fault::Hang, Effect::Before),
+    ("hung, payment ran", Fault::Hang, Effect::After),
+    ("reset", Fault::Reset, Effect::Before),
+    ("reset, payment ran", Fault::Reset, Effect::After),
 ];
 
-/// How many of each fault were met.
-pub(crate) type Faults = BTreeMap<(Fault, Effect), u64>;
+/// What a 429 says besides. It is whole seconds, and one of them is long for this program.
+const RETRY_AFTER: &str = "retry-after: 1\r\n";
 
 /// The proxy. Its faults depend on the seed, the key of a payment and how often it was sent: not on
 /// which send came first, so a run with the same seed meets the same faults.
@@ -65,7 +63,7 @@ pub(crate) struct Injector {
     /// Bound but never listening, so that a connect to it is refused by the operating system.
     closed: TcpSocket,
     sends: Mutex<HashMap<Uuid, u64>>,
-    faults: Mutex<Faults>,
+    faults: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Injector {
@@ -103,7 +101,7 @@ impl Injector {
         // A connection belongs to no payment: the nil key stands for all of them.
         let refused = self.dice(Uuid::nil()).random_bool(self.share / 2.0);
         let address = if refused {
-            self.count((Fault::Refuse, Effect::Before));
+            self.count("connect refused");
             self.closed.local_addr()?
         } else {
             proxy
@@ -113,14 +111,13 @@ impl Injector {
         Ok(stream)
     }
 
-    pub(crate) fn faults(&self) -> Faults {
-        let faults = self.faults.lock().unwrap();
-        faults.clone()
+    /// How often each fault was met.
+    pub(crate) fn faults(&self) -> BTreeMap<&'static str, u64> {
+        self.faults.lock().unwrap().clone()
     }
 
-    fn count(&self, fault: (Fault, Effect)) {
-        let mut faults = self.faults.lock().unwrap();
-        *faults.entry(fault).or_default() += 1;
+    fn count(&self, fault: &'static str) {
+        *self.faults.lock().unwrap().entry(fault).or_default() += 1;
     }
 
     /// The dice for the next send with this key.
@@ -135,13 +132,16 @@ impl Injector {
         StdRng::from_seed(seed)
     }
 
+    /// The fault that this request meets, if it meets one.
     fn draw(&self, request: &Message) -> Option<(Fault, Effect)> {
         let key = request.header(IDEMPOTENCY_KEY)?.parse().ok()?;
         let mut dice = self.dice(key);
-        let met = dice.random_bool(self.share);
-        let fault = met.then(|| FAULTS.choose(&mut dice).copied()).flatten()?;
-        self.count(fault);
-        Some(fault)
+        if !dice.random_bool(self.share) {
+            return None;
+        }
+        let (name, fault, effect) = *FAULTS.choose(&mut dice)?;
+        self.count(name);
+        Some((fault, effect))
     }
 
     /// Passes requests on and answers back, until a fault or the client ends the connection.
@@ -161,17 +161,13 @@ impl Injector {
             match fault.map(|(fault, _)| fault) {
                 None => client.write_all(&answer.bytes).await?,
                 Some(Fault::Answer(status)) => {
-                    let hint = if status == 429 {
-                        "Retry-After: 1\r\n"
-                    } else {
-                        ""
-                    };
+                    let more = if status == 429 { RETRY_AFTER } else { "" };
                     let head =
-                        format!("HTTP/1.1 {status} Fault\r\n{hint}Content-Length: 0\r\n\r\n");
+                        format!("HTTP/1.1 {status} Fault\r\n{more}content-length: 0\r\n\r\n");
                     client.write_all(head.as_bytes()).await?;
                 }
                 // With no time to linger, closing the socket sends a RST.
-                Some(Fault::Reset | Fault::Refuse) => return client.get_ref().set_zero_linger(),
+                Some(Fault::Reset) => return client.get_ref().set_zero_linger(),
                 // Until the client gives up and closes the connection.
                 Some(Fault::Hang) => return client.read_u8().await.map(drop),
                 Some(Fault::Cut) => {

@@ -27,7 +27,6 @@ use clap::Parser;
 use crate::{
     client::Counts,
     injector::Injector,
-    outbox::Outbox,
     report::{Progress, Report},
     server::Ledger,
 };
@@ -77,8 +76,8 @@ async fn main() -> Result<ExitCode, BoxError> {
     let counts = Arc::new(Counts::default());
     let client = client::stack(proxy, injector.clone(), counts.clone(), args.seed);
     let progress = Progress::new(args.payments);
-    let outbox = Outbox::fill(args.payments, args.seed);
-    let delivery = outbox.deliver(client, &progress).await;
+    let orders = outbox::fill(args.payments, args.seed);
+    let delivery = outbox::deliver(orders, client, &progress).await;
     progress.finish();
 
     let report = Report {

@@ -34,14 +34,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// A payment and its key. The key is made once, with the payment, and never again.
 #[derive(Debug, Clone)]
-struct Order {
+pub(crate) struct Order {
     key: Uuid,
     payment: Payment,
 }
-
-/// Payments to be sent.
-#[derive(Debug)]
-pub(crate) struct Outbox(Vec<Order>);
 
 /// How the sending ended.
 #[derive(Debug)]
@@ -53,47 +49,48 @@ pub(crate) struct Delivery {
     pub(crate) last_error: Option<BoxError>,
 }
 
-impl Outbox {
-    /// Makes payments with the ids `0..payments`.
-    pub(crate) fn fill(payments: u64, seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let order = |id| Order {
-            key: Builder::from_random_bytes(rng.random()).into_uuid(),
-            payment: Payment {
-                id,
-                amount: rng.random_range(1..=100_000),
-            },
-        };
-        Self((0..payments).map(order).collect())
-    }
+/// Makes payments with the ids `0..payments`.
+pub(crate) fn fill(payments: u64, seed: u64) -> Vec<Order> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let order = |id| Order {
+        key: Builder::from_random_bytes(rng.random()).into_uuid(),
+        payment: Payment {
+            id,
+            amount: rng.random_range(1..=100_000),
+        },
+    };
+    (0..payments).map(order).collect()
+}
 
-    /// Sends the payments, round after round, until all are acknowledged.
-    pub(crate) async fn deliver(self, client: Payer, progress: &Progress) -> Delivery {
-        let Self(mut orders) = self;
-        let mut rounds = 0;
-        let mut last_error = None;
-        while !orders.is_empty() && rounds < MAX_ROUNDS {
-            if rounds > 0 {
-                tokio::time::sleep(PAUSE).await;
-            }
-            rounds += 1;
-            progress.round(rounds, orders.len());
-            let queue = Arc::new(Mutex::new(orders.into_iter()));
-            let workers: JoinSet<_> = (0..CONCURRENCY)
-                .map(|_| work(client.clone(), queue.clone(), progress.clone()))
-                .collect();
-            orders = Vec::new();
-            for (order, error) in workers.join_all().await.into_iter().flatten() {
-                orders.push(order);
-                last_error = Some(error);
-            }
+/// Sends the payments, round after round, until all are acknowledged.
+pub(crate) async fn deliver(
+    mut orders: Vec<Order>,
+    client: Payer,
+    progress: &Progress,
+) -> Delivery {
+    let mut rounds = 0;
+    let mut last_error = None;
+    while !orders.is_empty() && rounds < MAX_ROUNDS {
+        if rounds > 0 {
+            tokio::time::sleep(PAUSE).await;
         }
-        let left = orders.len();
-        Delivery {
-            rounds,
-            left,
-            last_error,
+        rounds += 1;
+        progress.round(rounds, orders.len());
+        let queue = Arc::new(Mutex::new(orders.into_iter()));
+        let workers: JoinSet<_> = (0..CONCURRENCY)
+            .map(|_| work(client.clone(), queue.clone(), progress.clone()))
+            .collect();
+        orders = Vec::new();
+        for (order, error) in workers.join_all().await.into_iter().flatten() {
+            orders.push(order);
+            last_error = Some(error);
         }
+    }
+    let left = orders.len();
+    Delivery {
+        rounds,
+        left,
+        last_error,
     }
 }
 

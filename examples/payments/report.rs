@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    fmt::Write as _,
     io::{self, Write},
     mem,
     time::Duration,
@@ -12,13 +11,7 @@ use std::{
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::{
-    Args,
-    client::Totals,
-    injector::{Effect, Fault, Faults},
-    outbox::Delivery,
-    server::Audit,
-};
+use crate::{Args, client::Totals, outbox::Delivery, server::Audit};
 
 /// A bar on a terminal; elsewhere, in a log for one, a plain line now and then.
 #[derive(Debug, Clone)]
@@ -56,7 +49,7 @@ pub(crate) struct Report {
     pub(crate) took: Duration,
     pub(crate) delivery: Delivery,
     pub(crate) counts: Totals,
-    pub(crate) faults: Faults,
+    pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) audit: Audit,
 }
 
@@ -79,13 +72,12 @@ impl Report {
         rows.text("asleep before them, in sum", &seconds(counts.asleep));
         rows.group("sends");
         rows.count("all", counts.sends);
-        rows.text("per call", &ratio(counts.sends, calls));
+        rows.text("per call (amplification)", &ratio(counts.sends, calls));
         rows.text("per payment", &ratio(counts.sends, self.args.payments));
         rows.count("connections opened", counts.connections);
         rows.group("faults met");
-        for ((fault, effect), count) in &self.faults {
-            rows.count(&fault_name(*fault, *effect), *count);
-        }
+        rows.counts(&self.faults);
+        rows.count("all", self.faults.values().sum());
         rows.group("the ledger");
         rows.count("lines", audit.lines as u64);
         rows.count("sends answered from memory", audit.replays);
@@ -114,47 +106,29 @@ impl Report {
             _ => format!("FAILED: {counts}."),
         }
     }
-
-    /// What to look at next.
-    fn next(&self) -> String {
-        let mut next = String::from("What to look at next:");
-        if let Some(calls) = self.counts.calls.get("out of budget") {
-            let calls = HumanCount(*calls);
-            let _ = write!(
-                next,
-                "\n- The retry budget ended {calls} calls: when so many fail, more retries would only \
-                 add to the load.\n  The outbox sent them again. With `--faults 0.05` the budget lasts."
-            );
-        }
-        next += if self.args.forget_keys {
-            "\n- The same run without `--forget-keys`: `Ledger::enter` in server.rs makes the difference."
-        } else {
-            "\n- `--forget-keys`: the same run, and a server that does not know a payment again."
-        };
-        next += "\n- The stack, in examples/payments/client.rs: change a line, and run it again.";
-        next
-    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\n{}\n\n{}", self.table(), self.verdict(), self.next())
+        writeln!(f, "{}\n{}\n", self.table(), self.verdict())?;
+        writeln!(f, "What to look at next:")?;
+        if let Some(calls) = self.counts.calls.get("out of budget") {
+            writeln!(f, "- {} {BUDGET}", HumanCount(*calls))?;
+        }
+        let keys = if self.args.forget_keys {
+            WITH_KEYS
+        } else {
+            WITHOUT_KEYS
+        };
+        write!(f, "- {keys}\n- {STACK}")
     }
 }
 
-fn fault_name(fault: Fault, effect: Effect) -> String {
-    let fault = match fault {
-        Fault::Refuse => "connect refused".into(),
-        Fault::Reset => "reset".into(),
-        Fault::Hang => "no answer".into(),
-        Fault::Answer(status) => status.to_string(),
-        Fault::Cut => "answer cut".to_string(),
-    };
-    match effect {
-        Effect::Before => fault,
-        Effect::After => format!("{fault}, after the payment ran"),
-    }
-}
+const BUDGET: &str = "calls ended because the retry budget was spent: when this much fails,
+  more retries only add to the load. The outbox sent them later. Try `--faults 0.05`.";
+const WITH_KEYS: &str = "The same run without `--forget-keys`; `Ledger::enter` in server.rs.";
+const WITHOUT_KEYS: &str = "`--forget-keys`: the same run, but the server knows no payment again.";
+const STACK: &str = "The stack, in examples/payments/client.rs: change a line, and run it again.";
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
@@ -195,7 +169,7 @@ impl Rows {
         self.text(what, &HumanCount(count).to_string());
     }
 
-    fn counts(&mut self, counts: &BTreeMap<String, u64>) {
+    fn counts(&mut self, counts: &BTreeMap<&'static str, u64>) {
         for (what, count) in counts {
             self.count(what, *count);
         }
