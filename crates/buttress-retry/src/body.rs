@@ -173,7 +173,6 @@ impl<B> Copy<B> {
         let (complete, waiting) = {
             let mut source = lock(source);
             source.attempt += 1;
-            (source.read, source.trailers_read) = (0, false);
             (source.keep, source.waiting.take())
         };
         // The earlier attempt may still be at its upload, and must learn that it is over.
@@ -188,10 +187,11 @@ impl<B> Copy<B> {
         ReplayBody(match &self.0 {
             None => Kind::Empty,
             Some(source) => {
-                let attempt = lock(source).attempt;
+                let mut unread = lock(source);
+                (unread.read, unread.trailers_read) = (0, false);
                 Kind::Replayed(Reader {
                     source: source.clone(),
-                    attempt,
+                    attempt: unread.attempt,
                 })
             }
         })
@@ -390,3 +390,271 @@ impl fmt::Display for Superseded {
 }
 
 impl Error for Superseded {}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Poll};
+
+    use futures_util::FutureExt;
+    use http_body_util::{BodyExt, Full, StreamBody};
+    use proptest::prelude::*;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    type Frames = Vec<Result<Frame<Bytes>, BoxError>>;
+
+    /// A body that gives these frames, and says nothing of its size.
+    fn stream(frames: Frames) -> impl Body<Data = Bytes, Error = BoxError> + Unpin {
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    fn data(bytes: &str) -> Result<Frame<Bytes>, BoxError> {
+        Ok(Frame::data(Bytes::copy_from_slice(bytes.as_bytes())))
+    }
+
+    fn trailers() -> HeaderMap {
+        HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-checksum"),
+            "17".parse().unwrap(),
+        )])
+    }
+
+    /// Takes the next frame of a body that has one.
+    fn next<B: Body<Data = Bytes, Error = BoxError> + Unpin>(
+        body: &mut B,
+    ) -> Option<Result<Frame<Bytes>, BoxError>> {
+        body.frame().now_or_never().expect("there is a frame")
+    }
+
+    fn read(
+        body: ReplayBody<impl Body<Data = Bytes, Error = BoxError> + Unpin>,
+    ) -> (Bytes, Option<HeaderMap>) {
+        let collected = body
+            .collect()
+            .now_or_never()
+            .expect("it is all there")
+            .unwrap();
+        let trailers = collected.trailers().cloned();
+        (collected.to_bytes(), trailers)
+    }
+
+    // promise: RT-24
+    #[test]
+    fn exactly_the_cap_can_be_replayed_and_one_byte_more_not() {
+        for (frames, complete) in [(vec!["1234", "5678"], true), (vec!["1234", "56789"], false)] {
+            let memory = Memory::new(1_000);
+            let size = frames.iter().map(|frame| frame.len()).sum::<usize>();
+            let (mut body, copy) =
+                ReplayBody::copied(stream(frames.into_iter().map(data).collect()), 8, &memory);
+            next(&mut body);
+            assert_eq!(memory.used(), 4, "the chunks are kept as they pass");
+            next(&mut body);
+            assert_eq!(
+                memory.used(),
+                if complete { size } else { 0 },
+                "too many are freed at once"
+            );
+            assert!(next(&mut body).is_none(), "the attempt in flight completes");
+            assert_eq!(copy.reclaim(), complete);
+            if complete {
+                assert_eq!(read(copy.replay()).0, "12345678");
+            }
+            drop((body, copy));
+            assert_eq!(memory.used(), 0);
+        }
+    }
+
+    // promise: RT-25
+    #[test]
+    fn a_replay_is_the_same_with_its_trailers_and_its_size_hint() {
+        let memory = Memory::new(1_000);
+        let frames = vec![
+            data("one"),
+            data(""),
+            data("two"),
+            Ok(Frame::trailers(trailers())),
+        ];
+        let (body, copy) = ReplayBody::copied(stream(frames), 100, &memory);
+        let mut bodies = vec![body];
+        for _ in 0..4 {
+            let body = bodies.pop().unwrap();
+            assert_eq!(read(body), (Bytes::from("onetwo"), Some(trailers())));
+            assert!(copy.reclaim());
+            bodies.push(copy.replay());
+            assert!(!bodies[0].is_end_stream());
+            assert_eq!(
+                bodies[0].size_hint().exact(),
+                Some(6),
+                "now all of it is known"
+            );
+        }
+
+        let (body, copy) = ReplayBody::copied(Full::new(Bytes::from("whole")), 100, &memory);
+        assert_eq!(body.size_hint().exact(), Some(5));
+        drop(body);
+        assert!(copy.reclaim());
+        assert_eq!(copy.replay().size_hint().exact(), Some(5));
+    }
+
+    // promise: RT-25
+    #[test]
+    fn an_empty_body_is_empty_again() {
+        let (body, copy) = ReplayBody::copied(Full::new(Bytes::new()), 0, &Memory::new(0));
+        assert!(body.is_end_stream() && body.size_hint().exact() == Some(0));
+        assert!(copy.reclaim());
+        assert!(copy.replay().is_end_stream());
+    }
+
+    proptest! {
+        // promise: RT-25
+        #[test]
+        fn a_replay_after_any_number_of_frames_is_byte_identical(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..10),
+            with_trailers in any::<bool>(),
+            stops in prop::collection::vec(0..12_usize, 0..5),
+        ) {
+            let memory = Memory::new(1_000);
+            let mut frames: Frames = chunks.iter().map(|chunk| Ok(Frame::data(chunk.clone().into()))).collect();
+            if with_trailers {
+                frames.push(Ok(Frame::trailers(trailers())));
+            }
+            let (mut body, copy) = ReplayBody::copied(stream(frames), 1_000, &memory);
+            // Each attempt fails after some frames.
+            for stop in stops {
+                for _ in 0..stop {
+                    next(&mut body);
+                }
+                prop_assert!(copy.reclaim());
+                body = copy.replay();
+            }
+            // What the caller gets may depend on whether another attempt is still possible, what the server gets may not.
+            if chunks.len() % 2 == 0 {
+                next(&mut body);
+                drop(copy);
+                let rest = read(body);
+                let skipped = chunks.first().map_or(0, Vec::len);
+                prop_assert_eq!(rest.0, chunks.concat()[skipped..].to_vec());
+            } else {
+                let expected = (Bytes::from(chunks.concat()), with_trailers.then(trailers));
+                prop_assert_eq!(read(body), expected);
+                drop(copy);
+            }
+            prop_assert_eq!(memory.used(), 0);
+        }
+    }
+
+    // promise: RT-25
+    #[test]
+    fn a_body_that_failed_cannot_be_replayed() {
+        let memory = Memory::new(1_000);
+        let failing = stream(vec![data("one"), Err("the file is gone".into())]);
+        let (mut body, copy) = ReplayBody::copied(failing, 100, &memory);
+        next(&mut body);
+        assert!(next(&mut body).unwrap().is_err());
+        assert!(!copy.reclaim());
+        assert_eq!(memory.used(), 0);
+    }
+
+    // promise: RT-26
+    #[test]
+    fn when_the_memory_is_used_up_a_body_passes_without_a_copy() {
+        let memory = Memory::new(10);
+        let (mut first, first_copy) =
+            ReplayBody::copied(stream(vec![data("12345678")]), 100, &memory);
+        next(&mut first);
+        let (second, second_copy) =
+            ReplayBody::copied(stream(vec![data("123"), data("456")]), 100, &memory);
+        assert_eq!(read(second).0, "123456", "it is never held up");
+        assert!(first_copy.reclaim() && !second_copy.reclaim());
+        assert_eq!(memory.used(), 8);
+        drop(first_copy);
+        assert_eq!(
+            memory.used(),
+            0,
+            "what was sent of it needs no copy any more"
+        );
+    }
+
+    // promise: RT-26
+    #[tokio::test]
+    async fn an_upload_that_a_retry_takes_over_ends_and_has_no_second_reader() {
+        let (sender, mut receiver) = mpsc::unbounded_channel::<Frame<Bytes>>();
+        let stream = futures_util::stream::poll_fn(move |cx| {
+            receiver.poll_recv(cx).map(|frame| frame.map(Ok))
+        });
+        let body: StreamBody<_> = StreamBody::new(stream);
+        let body =
+            body.map_err(|never: std::convert::Infallible| BoxError::from(never.to_string()));
+        let (mut first, copy) = ReplayBody::copied(body, 100, &Memory::new(100));
+        sender.send(Frame::data("one".into())).unwrap();
+        assert_eq!(
+            first.frame().await.unwrap().unwrap().into_data().unwrap(),
+            "one"
+        );
+
+        // The first attempt waits for more when the answer is there already.
+        let uploading = tokio::spawn(async move { first.frame().await });
+        tokio::task::yield_now().await;
+        assert!(copy.reclaim());
+        let mut second = copy.replay();
+        let ended = uploading.await.unwrap().unwrap();
+        assert_eq!(
+            ended.unwrap_err().to_string(),
+            "a later attempt has taken over the request body"
+        );
+
+        sender.send(Frame::data("two".into())).unwrap();
+        drop(sender);
+        let mut bytes = vec![];
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut second).poll_frame(cx)).await {
+            bytes.extend(frame.unwrap().into_data().unwrap());
+        }
+        assert_eq!(bytes, b"onetwo");
+    }
+
+    // promise: RT-24
+    #[test]
+    fn a_copy_that_nobody_needs_frees_what_was_sent_and_nothing_more() {
+        let memory = Memory::new(1_000);
+        let (mut body, copy) = ReplayBody::copied(
+            stream(vec![data("one"), data("two"), data("three")]),
+            100,
+            &memory,
+        );
+        (next(&mut body), next(&mut body));
+        assert!(copy.reclaim());
+        let mut body = copy.replay();
+        next(&mut body);
+        // The response is there, and the upload goes on.
+        drop(copy);
+        assert_eq!(
+            memory.used(),
+            3,
+            "of what was kept, the second chunk has not been sent again"
+        );
+        assert_eq!(body.size_hint().lower(), 3);
+        assert_eq!(read(body).0, "twothree");
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn a_waiting_reader_costs_no_poll() {
+        let (sender, mut receiver) = mpsc::unbounded_channel::<Frame<Bytes>>();
+        let stream = futures_util::stream::poll_fn(move |cx| {
+            receiver.poll_recv(cx).map(|frame| frame.map(Ok))
+        });
+        let body =
+            StreamBody::new(stream).map_err(|never: std::convert::Infallible| match never {});
+        let body = body.map_err(|error: BoxError| error);
+        let (body, _copy) = ReplayBody::copied(body, 100, &Memory::new(100));
+        let mut reader = tokio_test::task::spawn(body);
+        assert!(matches!(
+            reader.enter(|cx, body| body.poll_frame(cx)),
+            Poll::Pending
+        ));
+        assert!(!reader.is_woken());
+        sender.send(Frame::data("one".into())).unwrap();
+        assert!(reader.is_woken());
+    }
+}

@@ -266,15 +266,17 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             Ok((_, copy)) => copy,
             Err(reason) => return Next::Stop(*reason),
         };
-        if !replay.reclaim(copy) {
-            return Next::Stop(Outcome::BodyNotReplayable);
-        }
         let key = *self
             .key
             .get_or_insert_with(|| replay.key_of_copy(copy, &KeyMaker(pool)));
         let Some(payment) = pool.withdraw(key, throttled) else {
             return Next::Stop(Outcome::Budget);
         };
+        // Not before it is certain: the response that is retried away may need the upload to go on.
+        if !replay.reclaim(copy) {
+            pool.give_back(key, payment);
+            return Next::Stop(Outcome::BodyNotReplayable);
+        }
         self.payment = Some(payment);
         self.wake_at = Some(clock::now() + delay);
         events.emit(&Event::Retry {

@@ -1,0 +1,313 @@
+//! The promises of the layer over `tower-test`'s mock, and for requests that are not HTTP.
+
+use std::{
+    cell::Cell,
+    io,
+    rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Poll,
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use buttress_core::{Applied, BoxError, Kind, Verdict, clock};
+use buttress_retry::{Backoff, Budget, RetryLayer};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_test::{assert_request_eq, mock};
+
+/// Zero is a success, everything else may pass.
+fn classify(result: Result<&u32, &BoxError>) -> Verdict {
+    match result {
+        Ok(0) => Verdict::SUCCESS,
+        Ok(_) => Verdict::new(Kind::Transient, Applied::Maybe),
+        Err(_) => Verdict::new(Kind::Transient, Applied::No),
+    }
+}
+
+type Classify = fn(Result<&u32, &BoxError>) -> Verdict;
+
+fn layer() -> RetryLayer<Classify, buttress_retry::replay::CloneReplay> {
+    RetryLayer::new(classify as Classify).backoff(Backoff::constant(Duration::from_millis(10)))
+}
+
+// promise: RT-28
+#[tokio::test(start_paused = true)]
+async fn every_attempt_follows_one_readiness_on_the_same_instance() {
+    // The mock panics when it is called without having been polled ready.
+    let (service, mut handle) = mock::pair::<&str, u32>();
+    handle.allow(0);
+    let mut service = layer().layer(service);
+    let mut ready = task::spawn(service.ready());
+    assert_pending!(ready.poll());
+    handle.allow(1);
+    assert!(ready.is_woken());
+    assert_ready_ok!(ready.poll());
+    drop(ready);
+
+    let mut response = task::spawn(service.call("pay"));
+    assert_pending!(response.poll());
+    assert_request_eq!(handle, "pay").send_response(1);
+    assert_pending!(response.poll());
+    tokio::time::advance(Duration::from_millis(11)).await;
+    assert_pending!(response.poll());
+    assert_pending!(
+        handle.poll_request(),
+        "the service is not ready, so nothing is sent"
+    );
+    handle.allow(1);
+    assert!(response.is_woken());
+    assert_pending!(response.poll());
+    assert_request_eq!(handle, "pay").send_response(0);
+    assert_eq!(assert_ready_ok!(response.poll()), 0);
+}
+
+// promise: RT-28
+#[tokio::test(start_paused = true)]
+async fn a_readiness_error_is_passed_on() {
+    let (service, mut handle) = mock::pair::<&str, u32>();
+    let mut service = layer().layer(service);
+    handle.send_error("the service is gone");
+    let mut ready = task::spawn(service.ready());
+    assert_eq!(
+        assert_ready_err!(ready.poll()).to_string(),
+        "the service is gone"
+    );
+}
+
+// promise: RT-29
+#[tokio::test(start_paused = true)]
+async fn a_service_that_fails_during_the_backoff_gives_the_outcome_back() {
+    let (service, mut handle) = mock::pair::<&str, u32>();
+    let mut response = task::spawn(layer().layer(service).oneshot("pay"));
+    assert_pending!(response.poll());
+    assert_request_eq!(handle, "pay").send_response(7);
+    assert_pending!(response.poll());
+    drop(handle);
+    tokio::time::advance(Duration::from_millis(11)).await;
+    assert_eq!(assert_ready_ok!(response.poll()), 7);
+}
+
+// promise: RT-33
+#[tokio::test(start_paused = true)]
+async fn a_waiting_call_is_polled_for_nothing() {
+    let service = service_fn(async |_: u32| Ok::<_, io::Error>(1));
+    let service = layer()
+        .backoff(Backoff::constant(Duration::from_secs(10)))
+        .layer(service);
+    let mut response = task::spawn(service.oneshot(0));
+    assert_pending!(response.poll());
+    for _ in 0..9 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!response.is_woken());
+    }
+    tokio::time::advance(Duration::from_millis(1_001)).await;
+    assert!(response.is_woken());
+}
+
+/// A request that counts its clones.
+#[derive(Debug)]
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Clone for Counted<'_> {
+    fn clone(&self) -> Self {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Self(self.0)
+    }
+}
+
+// promise: RT-32
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_retried_is_not_cloned() {
+    let failing = service_fn(async |_: Counted<'_>| Ok::<_, io::Error>(1));
+    let clones = AtomicUsize::new(0);
+
+    assert_eq!(
+        layer()
+            .max_retries(0)
+            .layer(failing)
+            .oneshot(Counted(&clones))
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(clones.load(Ordering::SeqCst), 0, "one attempt");
+
+    let poor = layer().budget(Budget::ratio(0.1));
+    assert_eq!(
+        poor.layer(failing).oneshot(Counted(&clones)).await.unwrap(),
+        1
+    );
+    assert_eq!(clones.load(Ordering::SeqCst), 0, "an empty budget");
+
+    assert_eq!(
+        layer()
+            .layer(failing)
+            .oneshot(Counted(&clones))
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        clones.load(Ordering::SeqCst),
+        3,
+        "one to keep, and one for each retry"
+    );
+}
+
+// promise: RT-32
+#[test]
+fn a_call_that_succeeds_at_first_allocates_nothing_beyond_its_copy() {
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut allocations = |service: &mut dyn FnMut(&mut std::task::Context<'_>) -> bool| {
+        assert!(service(&mut cx), "the first call warms up");
+        measure(|| assert!(service(&mut cx))).count_total
+    };
+
+    let mut plain = layer().layer(service_fn(|_: u64| {
+        std::future::ready(Ok::<_, BoxError>(0))
+    }));
+    let mut call_plain = |cx: &mut std::task::Context<'_>| {
+        let _ = plain.poll_ready(cx);
+        matches!(task_poll(plain.call(7), cx), Poll::Ready(Ok(0)))
+    };
+    assert_eq!(
+        allocations(&mut call_plain),
+        0,
+        "a number has a copy that needs no memory"
+    );
+
+    // A GET, with and without headers: the copy of its head is two allocations, against the two of a clone.
+    let http = RetryLayer::http();
+    let mut http = http.layer(service_fn(
+        |request: Request<buttress_retry::ReplayBody<Full<Bytes>>>| {
+            drop(request);
+            std::future::ready(Ok::<_, BoxError>(Response::new(Full::<Bytes>::default())))
+        },
+    ));
+    let mut call_http = |request: Request<Full<Bytes>>| {
+        let mut request = Some(request);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        measure(|| {
+            let _ = http.poll_ready(&mut cx);
+            let response = task_poll(http.call(request.take().unwrap()), &mut cx);
+            assert!(matches!(response, Poll::Ready(Ok(_))));
+        })
+        .count_total
+    };
+    let get = || Request::get("http://a.example/");
+    let with_headers = || {
+        let headers = get()
+            .header("accept", "text/html")
+            .header("x-request-id", "17");
+        headers.body(Full::default()).unwrap()
+    };
+    let bare = || get().body(Full::default()).unwrap();
+    let clone = |request: Request<Full<Bytes>>| {
+        measure(|| drop(std::hint::black_box(request.clone()))).count_total
+    };
+    for (what, request) in [
+        ("bare", &bare as &dyn Fn() -> _),
+        ("with headers", &with_headers),
+    ] {
+        call_http(request());
+        assert!(
+            call_http(request()) <= clone(request()),
+            "{what}: {} {}",
+            call_http(request()),
+            clone(request())
+        );
+    }
+}
+
+fn task_poll<F: Future>(future: F, cx: &mut std::task::Context<'_>) -> Poll<F::Output> {
+    std::pin::pin!(future).poll(cx)
+}
+
+/// A response and an error that can do nothing.
+struct Opaque;
+
+#[derive(Debug)]
+struct Failure;
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("failure")
+    }
+}
+
+impl std::error::Error for Failure {}
+
+// promise: RT-38
+#[tokio::test(start_paused = true)]
+async fn nothing_need_be_clone_or_send_but_what_is_sent_again() {
+    // Neither the service, its future, its response nor the request is `Send`.
+    let calls = Rc::new(Cell::new(0));
+    let service = service_fn({
+        let calls = calls.clone();
+        move |_request: Rc<str>| {
+            let calls = calls.clone();
+            async move {
+                calls.set(calls.get() + 1);
+                if calls.get() < 3 {
+                    Err(Failure)
+                } else {
+                    Ok(Opaque)
+                }
+            }
+        }
+    });
+    let classifier = |result: Result<&Opaque, &BoxError>| match result {
+        Ok(Opaque) => Verdict::SUCCESS,
+        Err(error) if error.is::<Failure>() => Verdict::new(Kind::Transient, Applied::Maybe),
+        Err(_) => Verdict::new(Kind::Permanent, Applied::Maybe),
+    };
+    let service = RetryLayer::new(classifier).layer(service);
+    assert!(service.oneshot("pay".into()).await.is_ok());
+    assert_eq!(calls.get(), 3);
+}
+
+// promise: RT-38
+#[test]
+fn layers_services_and_futures_are_send_where_their_parts_are() {
+    fn send<T: Send>(_: &T) {}
+    fn send_sync_clone<T: Send + Sync + Clone>(_: &T) {}
+    let layer = RetryLayer::http();
+    send_sync_clone(&layer);
+    let mut service = layer.layer(service_fn(
+        |_: Request<buttress_retry::ReplayBody<Full<Bytes>>>| {
+            std::future::ready(Ok::<_, BoxError>(Response::new(Full::<Bytes>::default())))
+        },
+    ));
+    send_sync_clone(&service);
+    send(&service.call(Request::new(Full::default())));
+}
+
+// promise: RT-19
+#[tokio::test(start_paused = true)]
+async fn only_what_was_not_applied_is_sent_again_when_a_request_is_not_idempotent() {
+    let calls = AtomicUsize::new(0);
+    let service = service_fn(async |request: &'static str| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        if request == "unsent" {
+            Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+        } else {
+            Ok(1)
+        }
+    });
+    let service = layer()
+        .idempotent(|request: &&str| *request == "read")
+        .layer(service);
+    for (request, sends) in [("read", 3), ("write", 1), ("unsent", 3)] {
+        let start = clock::now();
+        let _ = (&service).clone().oneshot(request).await;
+        assert_eq!(calls.swap(0, Ordering::SeqCst), sends, "{request}");
+        assert_eq!(
+            clock::now().saturating_duration_since(start).as_millis(),
+            10 * (sends as u128 - 1)
+        );
+    }
+}
