@@ -72,7 +72,9 @@ mod tests {
         events.emit(&7);
         drop(events);
         assert_eq!(
-            *heard.lock().unwrap_or_else(|poison| poison.into_inner()),
+            *heard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
             [("first", 7), ("second", 7)]
         );
     }

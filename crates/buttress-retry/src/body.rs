@@ -409,6 +409,7 @@ mod tests {
         StreamBody::new(futures_util::stream::iter(frames))
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it stands among frames that fail")]
     fn data(bytes: &str) -> Result<Frame<Bytes>, BoxError> {
         Ok(Frame::data(Bytes::copy_from_slice(bytes.as_bytes())))
     }
@@ -622,7 +623,8 @@ mod tests {
             100,
             &memory,
         );
-        (next(&mut body), next(&mut body));
+        next(&mut body);
+        next(&mut body);
         assert!(copy.reclaim());
         let mut body = copy.replay();
         next(&mut body);

@@ -35,7 +35,7 @@ const DEFAULT_KEYS: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
 /// Deposits come from successes alone. A budget that is funded by *requests*, as Finagle's, still pays for retries when
 /// everything fails, which keeps a service down that has lost capacity for a moment. The default's numbers are those of
 /// the retry behaviour 2.1 of the AWS SDKs (2026).
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Budget {
     rules: Option<Rules>,
     max_keys: NonZeroUsize,
@@ -126,8 +126,8 @@ impl Budget {
 
     /// Keeps the accounts of at most this many authorities; by default 1,024, of 40 bytes each.
     #[must_use]
-    pub const fn max_keys(mut self, max_keys: NonZeroU32) -> Self {
-        self.max_keys = NonZeroUsize::new(max_keys.get() as usize).unwrap();
+    pub const fn max_keys(mut self, max_keys: NonZeroUsize) -> Self {
+        self.max_keys = max_keys;
         self
     }
 
@@ -250,7 +250,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(budget: &Budget) -> Self {
+    pub(crate) fn new(budget: Budget) -> Self {
         Self {
             rules: budget.rules,
             hasher: RandomState::new(),
@@ -355,8 +355,8 @@ mod tests {
     // promise: RT-13
     #[test]
     fn the_default_pays_for_35_retries_or_100_of_throttled_calls() {
-        assert_eq!(grants(&Pool::new(&Budget::tokens()), 0, false, 1_000), 35);
-        assert_eq!(grants(&Pool::new(&Budget::tokens()), 0, true, 1_000), 100);
+        assert_eq!(grants(&Pool::new(Budget::tokens()), 0, false, 1_000), 35);
+        assert_eq!(grants(&Pool::new(Budget::tokens()), 0, true, 1_000), 100);
     }
 
     // promise: RT-13
@@ -371,7 +371,7 @@ mod tests {
             (0.9, 9_000),
             (0.99, 9_900),
         ] {
-            let pool = Pool::new(&Budget::ratio(ratio));
+            let pool = Pool::new(Budget::ratio(ratio));
             assert_eq!(grants(&pool, 0, false, 1), 0, "it starts with nothing");
             (0..10_000).for_each(|_| pool.succeeded(0, None));
             let granted = grants(&pool, 0, false, 20_000);
@@ -387,7 +387,7 @@ mod tests {
         // In slices, as each pool has a table of its own.
         let granted: u32 = (0..20)
             .map(|_| {
-                let pools: Vec<_> = (0..BUDGETS / 20).map(|_| Pool::new(&one)).collect();
+                let pools: Vec<_> = (0..BUDGETS / 20).map(|_| Pool::new(one)).collect();
                 let race = || {
                     pools
                         .iter()
@@ -421,7 +421,7 @@ mod tests {
             pools.iter().map(first).min().unwrap()
         }
         let pools = || -> Vec<_> {
-            let pools = (0..500).map(|_| Pool::new(&Budget::ratio(0.2).floor(count(10))));
+            let pools = (0..500).map(|_| Pool::new(Budget::ratio(0.2).floor(count(10))));
             pools
                 .inspect(|pool| assert_eq!(grants(pool, 0, false, 20), 10))
                 .collect()
@@ -429,7 +429,7 @@ mod tests {
         let (idle, fresh) = (pools(), pools());
         tokio::time::advance(Duration::from_secs(1)).await;
         let fresh = fastest(&fresh);
-        tokio::time::advance(Duration::from_secs(30 * 86_400)).await;
+        tokio::time::advance(Duration::from_hours(30 * 24)).await;
         assert!(fastest(&idle) < fresh * 20);
     }
 
@@ -443,7 +443,7 @@ mod tests {
             Budget::ratio(0.3).floor(count(10)),
             Budget::tokens_of(count(1), count(1), count(u32::MAX)).floor(count(u32::MAX)),
         ] {
-            let pool = Pool::new(&budget);
+            let pool = Pool::new(budget);
             (0..40).for_each(|_| pool.succeeded(0, None));
             let all = grants(&pool, 0, false, 1_000);
             (0..40).for_each(|_| pool.succeeded(0, None));
@@ -451,9 +451,9 @@ mod tests {
             let before = pool.balance(0);
             let payments: Vec<_> = (0..5).map_while(|_| pool.withdraw(0, false)).collect();
             assert!(all == 0 || !payments.is_empty());
-            payments
-                .into_iter()
-                .for_each(|payment| pool.give_back(0, payment));
+            for payment in payments {
+                pool.give_back(0, payment);
+            }
             assert_eq!(pool.balance(0), before, "{budget:?}");
             // The floor is whole again too: it grants a second's worth at once.
             if let Some(rules) = budget
@@ -473,7 +473,7 @@ mod tests {
     // promise: RT-17
     #[test]
     fn a_hundred_thousand_authorities_stay_within_the_keys() {
-        let pool = Pool::new(&Budget::tokens().max_keys(count(100)));
+        let pool = Pool::new(Budget::tokens().max_keys(NonZeroUsize::new(100).unwrap()));
         for host in 0..100_000 {
             let key = pool.key(host);
             assert!(
@@ -488,7 +488,7 @@ mod tests {
     // promise: RT-17
     #[test]
     fn the_poorest_authority_is_remembered_the_longest() {
-        let pool = Pool::new(&Budget::tokens().max_keys(count(100)));
+        let pool = Pool::new(Budget::tokens().max_keys(NonZeroUsize::new(100).unwrap()));
         let down = pool.key("down.example");
         assert_eq!(grants(&pool, down, false, 1_000), 35);
         for host in 0..10_000 {
@@ -503,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_full_account_is_forgotten() {
-        let pool = Pool::new(&Budget::tokens());
+        let pool = Pool::new(Budget::tokens());
         assert!(pool.is_full());
         let payment = pool.withdraw(1, false).unwrap();
         assert!(!pool.is_full());
@@ -522,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_success_after_retries_gives_the_last_cost_back() {
-        let pool = Pool::new(&Budget::tokens());
+        let pool = Pool::new(Budget::tokens());
         let payment = pool.withdraw(1, false);
         assert_eq!(pool.balance(1), Some(486 * TOKEN));
         pool.succeeded(1, payment);
@@ -551,7 +551,7 @@ mod loom_tests {
     fn loom_no_token_is_lost_or_made() {
         loom::model(|| {
             let three = NonZeroU32::new(3).unwrap();
-            let pool = Arc::new(Pool::new(&Budget::tokens_of(three, three, three)));
+            let pool = Arc::new(Pool::new(Budget::tokens_of(three, three, three)));
             let other = {
                 let pool = pool.clone();
                 thread::spawn(move || {

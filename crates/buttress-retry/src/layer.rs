@@ -77,7 +77,7 @@ impl<C, R> RetryLayer<C, R> {
                 policy: Policy::default(),
                 classifier,
                 replay,
-                pool: Arc::new(Pool::new(&Budget::default())),
+                pool: Arc::new(Pool::new(Budget::default())),
                 events: Events::none(),
                 seeded: None,
             },
@@ -109,7 +109,7 @@ impl<C, R> RetryLayer<C, R> {
     /// Bounds the retries by this budget; by default [`Budget::tokens`].
     #[must_use]
     pub fn budget(mut self, budget: Budget) -> Self {
-        self.shared.pool = Arc::new(Pool::new(&budget));
+        self.shared.pool = Arc::new(Pool::new(budget));
         self
     }
 

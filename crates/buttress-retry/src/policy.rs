@@ -48,7 +48,7 @@ impl Default for Policy {
             max_retries: 2,
             backoff: Backoff::full_jitter(Duration::from_millis(50), CAP),
             throttled_backoff: Backoff::full_jitter(Duration::from_secs(1), CAP),
-            max_hint: Duration::from_secs(60),
+            max_hint: Duration::from_mins(1),
             deadline: None,
             attempt_timeout: None,
             retry_refusals: false,

@@ -303,7 +303,7 @@ async fn only_what_was_not_applied_is_sent_again_when_a_request_is_not_idempoten
         .layer(service);
     for (request, sends) in [("read", 3), ("write", 1), ("unsent", 3)] {
         let start = clock::now();
-        let _ = (&service).clone().oneshot(request).await;
+        let _ = service.clone().oneshot(request).await;
         assert_eq!(calls.swap(0, Ordering::SeqCst), sends, "{request}");
         assert_eq!(
             clock::now().saturating_duration_since(start).as_millis(),
