@@ -124,7 +124,7 @@ impl Budget {
         self
     }
 
-    /// Keeps the accounts of at most this many authorities; by default 1,024, of 40 bytes each.
+    /// Keeps the accounts of at most this many authorities; by default 1,024.
     #[must_use]
     pub const fn max_keys(mut self, max_keys: NonZeroUsize) -> Self {
         self.max_keys = max_keys;

@@ -701,6 +701,66 @@ async fn after_the_last_attempt_the_caller_gets_its_outcome() {
     );
 }
 
+// ---- bodies ----
+
+// promise: RT-23
+#[tokio::test(start_paused = true)]
+async fn a_body_that_says_it_is_too_large_is_sent_once_and_untouched() {
+    let log = Log::default();
+    let layer = plain().on_event(log.sink());
+    for (size, sends) in [(65_536, 3), (65_537, 1)] {
+        let backend = Backend::new(|_| status(503));
+        let body = Full::new(Bytes::from(vec![7; size]));
+        let (got, _) = call(&layer.layer(backend.clone()), keyed(HOST).map(|_| body)).await;
+        assert_eq!((got, backend.sends()), (Got::status(503), sends));
+        let whole = |request: &support::Arrived| {
+            request.body.as_ref().is_some_and(|body| body.len() == size)
+        };
+        assert!(backend.arrived().iter().all(whole));
+    }
+    assert_eq!(
+        log.outcomes(),
+        [(Outcome::Attempts, 3), (Outcome::BodyNotReplayable, 1)]
+    );
+}
+
+// promise: RT-23, RT-24
+#[tokio::test(start_paused = true)]
+async fn a_streaming_body_is_neither_delayed_nor_cut_short() {
+    for (chunks, sends) in [(64, 3), (65, 1)] {
+        let backend = Backend::new(|_| status(503));
+        // A chunk of 1 KiB every 10 ms, and nobody knows how many there will be.
+        let stream = futures_util::stream::unfold(0, move |sent| async move {
+            if sent == chunks {
+                return None;
+            }
+            tokio::time::sleep(millis(10)).await;
+            Some((
+                Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; 1_024]))),
+                sent + 1,
+            ))
+        });
+        let request = keyed(HOST).map(|_| StreamBody::new(Box::pin(stream)));
+        let service = plain().layer(backend.clone());
+        let (got, took) = call(&service, request).await;
+        assert_eq!(
+            (got, backend.sends()),
+            (Got::status(503), sends),
+            "{chunks} KiB"
+        );
+        // Only the first attempt waits for the chunks, each of which takes a tick of the timer more.
+        let backoff = if sends == 3 { 150 } else { 0 };
+        assert!(
+            (10 * chunks + backoff..=12 * chunks + backoff).contains(&(took as usize)),
+            "{took} ms"
+        );
+        let whole = |request: &support::Arrived| {
+            request.body.as_ref().map(Bytes::len) == Some(1_024 * chunks)
+        };
+        assert!(backend.arrived().iter().all(whole));
+    }
+}
+
 // ---- the response that is retried away ----
 
 /// A body that sends some bytes, then nothing more for as long as it lives; it counts those alive.

@@ -16,3 +16,7 @@ pub use buttress_core::{
 
 #[cfg(feature = "retry")]
 pub use buttress_retry as retry;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
