@@ -66,9 +66,11 @@ pub(crate) fn lines(
     .collect()
 }
 
-/// None where there is nothing to divide by: a cost that drowned in the noise.
+/// None where there is nothing to divide by: a cost that drowns in the noise, or that is a few cycles, which the
+/// processor spends beside the rest of the call.
 fn denominator(spread: Spread) -> Option<f64> {
-    (spread.low > 0.0).then_some(spread.median)
+    const LEAST: f64 = 3.0;
+    (spread.low > 0.0 && spread.median >= LEAST).then_some(spread.median)
 }
 
 /// The table that is printed.
