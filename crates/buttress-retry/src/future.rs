@@ -22,7 +22,7 @@ use crate::{
     Cause, Event, Outcome,
     budget::Payment,
     layer::Shared,
-    policy::{Decision, Progress},
+    policy::{Decision, Policy, Progress},
     replay::{Attempt, KeyMaker, Plan, Replay, Settle},
     sync::lock,
 };
@@ -90,33 +90,6 @@ enum Next {
 }
 
 impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
-    pub(crate) fn new(
-        shared: Arc<Shared<C, R>>,
-        plan: Plan,
-        key: Option<u64>,
-        again: Result<(S, Copy), Outcome>,
-    ) -> Self {
-        let own = shared
-            .policy
-            .deadline
-            .map(|deadline| clock::now() + deadline);
-        let outer = plan.deadline.map(|deadline| deadline.0);
-        let deadline = own.into_iter().chain(outer).min();
-        Self {
-            shared,
-            plan,
-            again,
-            key,
-            deadline,
-            progress: Progress::default(),
-            sends: 1,
-            payment: None,
-            wake_at: None,
-            last: None,
-            ended: false,
-        }
-    }
-
     fn time_left(&self) -> Option<Duration> {
         self.deadline
             .map(|deadline| deadline.saturating_duration_since(clock::now()))
@@ -170,18 +143,17 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             policy,
             ..
         } = &*self.shared;
-        match result {
+        let (cause, verdict) = match result {
             Ok(response) => {
-                let verdict = replay.review(self.plan, response, classifier.classify(Ok(response)));
-                Ended {
-                    cause: Cause::Response(replay.status(response)),
-                    verdict,
+                let mut verdict = classifier.classify(Ok(response));
+                if verdict.kind != Kind::Success
+                    && let Ok((_, copy)) = &self.again
+                {
+                    verdict = replay.review(replay.special(copy), response, verdict);
                 }
+                (Cause::Response(replay.status(response)), verdict)
             }
-            Err(_) if timed_out => Ended {
-                cause: Cause::TimedOut,
-                verdict: MAYBE,
-            },
+            Err(_) if timed_out => (Cause::TimedOut, MAYBE),
             Err(error) => match Rejected::find(&**error) {
                 Some(rejected) => {
                     let hint = rejected.retry_after().map_or(Hint::None, Hint::After);
@@ -190,17 +162,13 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
                     } else {
                         Kind::Ignored
                     };
-                    Ended {
-                        cause: Cause::Refused,
-                        verdict: Verdict::new(kind, Applied::No).with_hint(hint),
-                    }
+                    let verdict = Verdict::new(kind, Applied::No).with_hint(hint);
+                    (Cause::Refused, verdict)
                 }
-                None => Ended {
-                    cause: Cause::Error,
-                    verdict: classifier.classify(Err(error)),
-                },
+                None => (Cause::Error, classifier.classify(Err(error))),
             },
-        }
+        };
+        Ended { cause, verdict }
     }
 
     /// Decides what follows, and pays for it.
@@ -209,6 +177,10 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         R: Replay<Req, Copy = Copy>,
     {
         let Ended { cause, verdict } = *ended;
+        if verdict.kind == Kind::Success {
+            self.pay_in::<Req>();
+            return Next::Stop(self.progress.succeeded());
+        }
         let left = self.time_left();
         match cause {
             Cause::Refused => {
@@ -232,7 +204,11 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             events,
             ..
         } = &*shared;
-        let idempotent = self.plan.idempotent;
+        let tunnel = self
+            .again
+            .as_ref()
+            .is_ok_and(|(_, copy)| replay.special(copy).tunnel);
+        let idempotent = self.plan.idempotent && !tunnel;
         let decision = match seeded {
             Some(rng) => policy.decide(
                 &mut self.progress,
@@ -255,12 +231,7 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
                 source,
                 throttled,
             } => (delay, source, throttled),
-            Decision::Stop(outcome) => {
-                if verdict.kind == Kind::Success {
-                    self.pay_in::<Req>();
-                }
-                return Next::Stop(outcome);
-            }
+            Decision::Stop(outcome) => return Next::Stop(outcome),
         };
         let copy = match &self.again {
             Ok((_, copy)) => copy,
@@ -324,13 +295,42 @@ where
     R: Replay<Req> + Settle<S::Response>,
     S: Service<R::Request>,
 {
-    pub(crate) fn new(attempt: S::Future, call: Call<S, C, R, R::Copy, R::Response>) -> Self {
+    pub(crate) fn new(
+        attempt: S::Future,
+        shared: Arc<Shared<C, R>>,
+        plan: Plan,
+        key: Option<u64>,
+        again: Result<(S, R::Copy), Outcome>,
+    ) -> Self {
+        let (deadline, timer) = time_limits(&shared.policy, plan);
+        // In one piece, so that it is made where it is needed: it is too large to be moved for nothing.
         Self {
             state: State::Attempting(attempt),
-            timer: call.attempt_timer(),
-            call,
+            timer,
+            call: Call {
+                shared,
+                plan,
+                again,
+                key,
+                deadline,
+                progress: Progress::default(),
+                sends: 1,
+                payment: None,
+                wake_at: None,
+                last: None,
+                ended: false,
+            },
         }
     }
+}
+
+/// When a call must have ended, and the timer of its first attempt.
+fn time_limits(policy: &Policy, plan: Plan) -> (Option<Instant>, Option<Sleep>) {
+    let own = policy.deadline.map(|deadline| clock::now() + deadline);
+    let outer = plan.deadline.map(|deadline| deadline.0);
+    let deadline = own.into_iter().chain(outer).min();
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
+    (deadline, policy.attempt_limit(0, left).map(sleep))
 }
 
 impl<Req, S, C, R> Future for ResponseFuture<Req, S, C, R>

@@ -1,10 +1,11 @@
-//! The head of a request, kept for another attempt in less time than a clone takes.
+//! The head of a request, kept for another attempt in much less time than a clone takes.
 //!
-//! Most requests succeed at once, so what counts is what it costs to keep a head, not to make another of it. A
-//! [`HeaderMap`] is cloned value by value, each with a reference count of its own, and with its index. Kept here are the
-//! names and one run of bytes with all values behind each other; the map is built again for the attempt that needs it.
+//! Most requests succeed at once, so what counts is what it costs to keep a head, not to make another of it. A clone of a
+//! [`HeaderMap`] costs an indirect call and a reference count for each value, and an index. Here everything is one run of
+//! bytes, and the map is built again for the attempt that needs it.
 
-use bytes::{Bytes, BytesMut};
+use std::iter;
+
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts,
 };
@@ -16,38 +17,42 @@ pub(crate) struct Head {
     uri: Uri,
     version: Version,
     extensions: Extensions,
-    lines: Vec<Line>,
-    values: Bytes,
+    /// For each line: the length of its name, and that of its value with [`SENSITIVE`]; then both of them.
+    lines: Vec<u8>,
+    count: usize,
 }
 
-/// A header line, whose value ends at this place in the run of values and begins where the line before ended.
-#[derive(Debug)]
-struct Line {
-    name: HeaderName,
-    end: usize,
-    sensitive: bool,
-}
+/// A length in the run of bytes.
+type Length = [u8; size_of::<u64>()];
+
+/// The bit that marks a value as sensitive: no value is as long as that.
+const SENSITIVE: u64 = 1 << 63;
 
 impl Head {
     pub(crate) fn keep<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
-        let mut values = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
-        let line = |(name, value): (&HeaderName, &HeaderValue)| {
-            values.extend_from_slice(value.as_bytes());
-            Line {
-                name: name.clone(),
-                end: values.len(),
-                sensitive: value.is_sensitive(),
-            }
-        };
+        // A guess; one that is too low costs another allocation.
+        let mut lines = Vec::with_capacity(64 * headers.len());
+        for (name, value) in headers {
+            let (name, bytes) = (name.as_str().as_bytes(), value.as_bytes());
+            let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
+            lines.extend_from_slice(&(name.len() as u64).to_ne_bytes());
+            lines.extend_from_slice(&(bytes.len() as u64 | mark).to_ne_bytes());
+            lines.extend_from_slice(name);
+            lines.extend_from_slice(bytes);
+        }
         Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
             extensions: request.extensions().clone(),
-            lines: headers.iter().map(line).collect(),
-            values: values.freeze(),
+            lines,
+            count: headers.len(),
         }
+    }
+
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
     }
 
     pub(crate) fn uri(&self) -> &Uri {
@@ -56,12 +61,8 @@ impl Head {
 
     /// The first value of a header.
     pub(crate) fn header(&self, name: &HeaderName) -> Option<&[u8]> {
-        let mut start = 0;
-        self.lines.iter().find_map(|line| {
-            let value = start..line.end;
-            start = line.end;
-            (line.name == name).then(|| &self.values[value])
-        })
+        let mut lines = self.lines();
+        lines.find_map(|(line, value, _)| (line == name.as_str().as_bytes()).then_some(value))
     }
 
     /// The head again, to the letter: the order of its lines and the repeated ones too.
@@ -76,18 +77,43 @@ impl Head {
     }
 
     fn headers(&self) -> HeaderMap {
+        const WAS_VALID: &str = "these bytes came from a header";
+
         // More lines than a map takes at once are a map with many repeated names.
-        let mut headers = HeaderMap::try_with_capacity(self.lines.len()).unwrap_or_default();
-        let mut start = 0;
-        for line in &self.lines {
-            let value = HeaderValue::from_maybe_shared(self.values.slice(start..line.end));
-            let mut value = value.expect("these bytes were a header value before");
-            value.set_sensitive(line.sensitive);
-            headers.append(line.name.clone(), value);
-            start = line.end;
+        let mut headers = HeaderMap::try_with_capacity(self.count).unwrap_or_default();
+        for (name, value, sensitive) in self.lines() {
+            let mut value = HeaderValue::from_bytes(value).expect(WAS_VALID);
+            value.set_sensitive(sensitive);
+            headers.append(HeaderName::from_bytes(name).expect(WAS_VALID), value);
         }
         headers
     }
+
+    /// The name and value of each line, and whether the value is sensitive.
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
+        let mut rest = &self.lines[..];
+        iter::from_fn(move || {
+            let (name, value) = (length(&mut rest)?, length(&mut rest)?);
+            let sensitive = value & SENSITIVE != 0;
+            Some((
+                run(&mut rest, name)?,
+                run(&mut rest, value & !SENSITIVE)?,
+                sensitive,
+            ))
+        })
+    }
+}
+
+fn length(rest: &mut &[u8]) -> Option<u64> {
+    let (length, left): (&Length, _) = rest.split_first_chunk()?;
+    *rest = left;
+    Some(u64::from_ne_bytes(*length))
+}
+
+fn run<'a>(rest: &mut &'a [u8], length: u64) -> Option<&'a [u8]> {
+    let (run, left) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+    *rest = left;
+    Some(run)
 }
 
 #[cfg(test)]

@@ -41,6 +41,17 @@ pub(crate) enum Decision {
     },
 }
 
+impl Progress {
+    /// How a call ends that succeeds now.
+    pub(crate) const fn succeeded(&self) -> Outcome {
+        if self.retries == 0 {
+            Outcome::Ok
+        } else {
+            Outcome::OkAfterRetry
+        }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         const CAP: Duration = Duration::from_secs(20);
@@ -67,8 +78,7 @@ impl Policy {
         rng: &mut impl Rng,
     ) -> Decision {
         match verdict.kind {
-            Kind::Success if progress.retries == 0 => return Decision::Stop(Outcome::Ok),
-            Kind::Success => return Decision::Stop(Outcome::OkAfterRetry),
+            Kind::Success => return Decision::Stop(progress.succeeded()),
             Kind::Permanent | Kind::Ignored => return Decision::Stop(Outcome::NotRetryable),
             Kind::Transient | Kind::Throttled => {}
         }

@@ -8,7 +8,7 @@ use std::{
 
 use buttress_core::{BoxError, Deadline, Kind, Verdict};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{HOST, UPGRADE},
 };
 use http_body::Body;
@@ -82,19 +82,27 @@ impl<B> Idempotent<Request<B>> for ByMethod {
 }
 
 fn is_keyed<B>(request: &Request<B>) -> bool {
-    matches!(*request.method(), Method::POST | Method::PATCH)
-        && request.headers().contains_key(&IDEMPOTENCY_KEY)
+    can_be_keyed(request.method()) && request.headers().contains_key(&IDEMPOTENCY_KEY)
 }
 
-/// What is known of a call before its request is gone.
+fn can_be_keyed(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PATCH)
+}
+
+/// What a request says of its call, read before it is gone.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub(crate) idempotent: bool,
+    pub(crate) deadline: Option<Deadline>,
+}
+
+/// What a request says that matters only when it has failed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Special {
     /// A key stands for the call: while the first attempt still runs, the server answers 409.
     keyed: bool,
     /// After a response head the connection belongs to the caller.
-    tunnel: bool,
-    pub(crate) deadline: Option<Deadline>,
+    pub(crate) tunnel: bool,
 }
 
 mod sealed {
@@ -113,9 +121,10 @@ pub trait Replay<Req>: sealed::Sealed {
     #[doc(hidden)]
     fn plan(&self, request: &Req) -> Plan;
     #[doc(hidden)]
-    fn send(&self, request: Req) -> (Self::Request, Option<Self::Copy>);
+    fn special(&self, copy: &Self::Copy) -> Special;
+    /// The request for the first attempt; if a copy is to be kept, and can be, that is put in its place.
     #[doc(hidden)]
-    fn send_once(&self, request: Req) -> Self::Request;
+    fn send(&self, request: Req, keep: bool, copy: &mut Option<Self::Copy>) -> Self::Request;
     /// Takes what was sent back from the attempt that had it. Can it be sent again?
     #[doc(hidden)]
     fn reclaim(&self, copy: &Self::Copy) -> bool;
@@ -137,7 +146,7 @@ pub trait Settle<Res>: sealed::Sealed {
     #[doc(hidden)]
     fn status(&self, response: &Res) -> Option<StatusCode>;
     #[doc(hidden)]
-    fn review(&self, plan: Plan, response: &Res, verdict: Verdict) -> Verdict;
+    fn review(&self, special: Special, response: &Res, verdict: Verdict) -> Verdict;
     #[doc(hidden)]
     fn pass(&self, response: Res) -> Self::Response;
     #[doc(hidden)]
@@ -175,21 +184,20 @@ where
     type Copy = Req;
 
     fn plan(&self, request: &Req) -> Plan {
-        let idempotent = self.idempotent.idempotent(request);
         Plan {
-            idempotent,
-            keyed: false,
-            tunnel: false,
+            idempotent: self.idempotent.idempotent(request),
             deadline: None,
         }
     }
 
-    fn send(&self, request: Req) -> (Req, Option<Req>) {
-        let copy = request.clone();
-        (request, Some(copy))
+    fn special(&self, _: &Req) -> Special {
+        Special::default()
     }
 
-    fn send_once(&self, request: Req) -> Req {
+    fn send(&self, request: Req, keep: bool, copy: &mut Option<Req>) -> Req {
+        if keep {
+            *copy = Some(request.clone());
+        }
         request
     }
 
@@ -218,7 +226,7 @@ impl<Res, I> Settle<Res> for CloneReplay<I> {
         None
     }
 
-    fn review(&self, _: Plan, _: &Res, verdict: Verdict) -> Verdict {
+    fn review(&self, _: Special, _: &Res, verdict: Verdict) -> Verdict {
         verdict
     }
 
@@ -274,13 +282,6 @@ impl<I> HttpReplay<I> {
             drain_time: Duration::from_millis(50),
         }
     }
-
-    /// What the header says is what this layer has done.
-    fn without_resends(&self, headers: &mut HeaderMap) {
-        if let Some(name) = &self.resend_header {
-            headers.remove(name);
-        }
-    }
 }
 
 impl<B, I> Replay<Request<B>> for HttpReplay<I>
@@ -292,34 +293,39 @@ where
     type Copy = HttpCopy<B>;
 
     fn plan(&self, request: &Request<B>) -> Plan {
-        let tunnel =
-            *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
         Plan {
-            idempotent: !tunnel && self.idempotent.idempotent(request),
-            keyed: is_keyed(request),
-            tunnel,
+            idempotent: self.idempotent.idempotent(request),
             deadline: request.extensions().get().copied(),
         }
     }
 
-    fn send(&self, mut request: Request<B>) -> (Self::Request, Option<HttpCopy<B>>) {
-        self.without_resends(request.headers_mut());
-        if request.body().size_hint().lower() > self.body_limit as u64 {
-            return (request.map(ReplayBody::passing), None);
+    fn special(&self, copy: &HttpCopy<B>) -> Special {
+        let method = copy.head.method();
+        Special {
+            keyed: can_be_keyed(method) && copy.head.header(&IDEMPOTENCY_KEY).is_some(),
+            tunnel: *method == Method::CONNECT || copy.head.header(&UPGRADE).is_some(),
         }
-        let head = Head::keep(&request);
-        let mut copy = None;
-        let request = request.map(|body| {
-            let (body, kept) = ReplayBody::copied(body, self.body_limit, &self.memory);
-            copy = Some(HttpCopy { head, body: kept });
-            body
-        });
-        (request, copy)
     }
 
-    fn send_once(&self, mut request: Request<B>) -> Self::Request {
-        self.without_resends(request.headers_mut());
-        request.map(ReplayBody::passing)
+    fn send(
+        &self,
+        mut request: Request<B>,
+        keep: bool,
+        copy: &mut Option<HttpCopy<B>>,
+    ) -> Self::Request {
+        if let Some(name) = &self.resend_header {
+            // What it says is what this layer has done.
+            request.headers_mut().remove(name);
+        }
+        if !keep || request.body().size_hint().lower() > self.body_limit as u64 {
+            return request.map(ReplayBody::passing);
+        }
+        let head = Head::keep(&request);
+        request.map(|body| {
+            let (body, kept) = ReplayBody::copied(body, self.body_limit, &self.memory);
+            *copy = Some(HttpCopy { head, body: kept });
+            body
+        })
     }
 
     fn reclaim(&self, copy: &HttpCopy<B>) -> bool {
@@ -368,10 +374,10 @@ where
         Some(response.status())
     }
 
-    fn review(&self, plan: Plan, response: &Response<B>, verdict: Verdict) -> Verdict {
+    fn review(&self, special: Special, response: &Response<B>, verdict: Verdict) -> Verdict {
         let kind = match verdict.kind {
-            Kind::Transient | Kind::Throttled if plan.tunnel => Kind::Permanent,
-            Kind::Permanent if plan.keyed && response.status() == StatusCode::CONFLICT => {
+            Kind::Transient | Kind::Throttled if special.tunnel => Kind::Permanent,
+            Kind::Permanent if special.keyed && response.status() == StatusCode::CONFLICT => {
                 Kind::Transient
             }
             kind => kind,

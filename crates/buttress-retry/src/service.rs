@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use crate::{
     Outcome,
-    future::{Call, ResponseFuture},
+    future::ResponseFuture,
     layer::Shared,
     replay::{KeyMaker, Replay, Settle},
 };
@@ -65,27 +65,21 @@ where
             None
         };
 
-        let shared = self.shared.clone();
-        if let Some(reason) = once {
-            let attempt = self.inner.call(shared.replay.send_once(request));
-            return ResponseFuture::new(attempt, Call::new(shared, plan, key, Err(reason)));
-        }
-        match shared.replay.send(request) {
-            (request, None) => {
-                let attempt = self.inner.call(request);
-                ResponseFuture::new(
-                    attempt,
-                    Call::new(shared, plan, key, Err(Outcome::BodyNotReplayable)),
-                )
-            }
-            (request, Some(copy)) => {
+        let mut copy = None;
+        let request = replay.send(request, once.is_none(), &mut copy);
+        let (attempt, again) = match (copy, once) {
+            (Some(copy), _) => {
                 // The service that was polled ready makes this call and the later ones; its clone takes its place.
                 let clone = self.inner.clone();
                 let mut ready = mem::replace(&mut self.inner, clone);
-                let attempt = ready.call(request);
-                ResponseFuture::new(attempt, Call::new(shared, plan, key, Ok((ready, copy))))
+                (ready.call(request), Ok((ready, copy)))
             }
-        }
+            (None, reason) => {
+                let reason = reason.unwrap_or(Outcome::BodyNotReplayable);
+                (self.inner.call(request), Err(reason))
+            }
+        };
+        ResponseFuture::new(attempt, self.shared.clone(), plan, key, again)
     }
 }
 
