@@ -51,7 +51,7 @@ enum State<F, D> {
     /// An attempt is under way; the timer is its limit.
     Attempting(#[pin] F),
     /// A response that is retried is read to its end; the timer is the limit for that.
-    Draining(Option<D>),
+    Draining(Option<Box<D>>),
     /// The timer is the backoff.
     Sleeping,
     /// The service below gets ready for another attempt; the timer is the end of the call's time.
@@ -59,7 +59,8 @@ enum State<F, D> {
     Ended,
 }
 
-/// What a call knows beyond its attempts. Dropped before its end, it gives back what it holds and says so.
+/// What a call knows beyond its attempts. What only a retry needs is in boxes: the future of a call that succeeds at
+/// once is to be small. Dropped before its end, it gives back what it holds and says so.
 pub(crate) struct Call<S, C, R, Copy, Res> {
     shared: Arc<Shared<C, R>>,
     plan: Plan,
@@ -74,7 +75,7 @@ pub(crate) struct Call<S, C, R, Copy, Res> {
     /// When the backoff ends, while it lasts: the retry that was paid for has not been sent.
     wake_at: Option<Instant>,
     /// The last real outcome, for the case that nothing better comes.
-    last: Option<Result<Res, BoxError>>,
+    last: Option<Box<Result<Res, BoxError>>>,
     ended: bool,
 }
 
@@ -363,18 +364,18 @@ where
                         let made_up = matches!(ended.cause, Cause::TimedOut | Cause::Refused);
                         let last = call.last.take().filter(|_| made_up);
                         let result = result.map(|response| call.shared.replay.pass(response));
-                        return Poll::Ready(last.unwrap_or(result));
+                        return Poll::Ready(last.map_or(result, |last| *last));
                     }
                     match result {
                         Ok(response) => {
                             let replay = &call.shared.replay;
                             this.timer.set(Some(sleep(replay.drain_time())));
                             this.state
-                                .set(State::Draining(Some(replay.drain(response))));
+                                .set(State::Draining(Some(Box::new(replay.drain(response)))));
                         }
                         Err(error) => {
                             if call.last.is_none() || ended.cause == Cause::Error {
-                                call.last = Some(Err(error));
+                                call.last = Some(Box::new(Err(error)));
                             }
                             this.timer.set(call.backoff_timer());
                             this.state.set(State::Sleeping);
@@ -387,7 +388,9 @@ where
                     {
                         ready!(poll_timer(this.timer.as_mut(), cx));
                     }
-                    call.last = draining.take().map(|draining| Ok(R::drained(draining)));
+                    call.last = draining
+                        .take()
+                        .map(|draining| Box::new(Ok(R::drained(*draining))));
                     this.timer.set(call.backoff_timer());
                     this.state.set(State::Sleeping);
                 }
@@ -427,7 +430,7 @@ where
                     this.timer.set(None);
                     call.give_back();
                     call.end(outcome);
-                    return Poll::Ready(call.last.take().unwrap_or(Err(error)));
+                    return Poll::Ready(call.last.take().map_or(Err(error), |last| *last));
                 }
                 StateProj::Ended => panic!("a future was polled after it had ended"),
             }

@@ -7,47 +7,62 @@
 use std::iter;
 
 use http::{
-    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request::Parts,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
+    request::Parts,
+    uri::{self, Scheme},
 };
 
 /// A copy of a request's head.
 #[derive(Debug)]
 pub(crate) struct Head {
     method: Method,
-    uri: Uri,
     version: Version,
     extensions: Extensions,
-    /// For each line: the length of its name, and that of its value with [`SENSITIVE`]; then both of them.
-    lines: Vec<u8>,
-    count: usize,
+    scheme: Option<Scheme>,
+    /// The authority, the path with its query, and the header lines: for each the length of its
+    /// name, that of its value with [`SENSITIVE`], and both of them.
+    text: Vec<u8>,
+    /// Where the authority ends, and where the path ends.
+    authority: usize,
+    path: usize,
+    lines: usize,
 }
-
-/// A length in the run of bytes.
-type Length = [u8; size_of::<u64>()];
 
 /// The bit that marks a value as sensitive: no value is as long as that.
 const SENSITIVE: u64 = 1 << 63;
 
+/// Text that was taken from a valid head is valid.
+const WAS_VALID: &str = "this text was a part of a head before";
+
 impl Head {
-    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
-        let headers = request.headers();
-        // A guess; one that is too low costs another allocation.
-        let mut lines = Vec::with_capacity(64 * headers.len());
-        for (name, value) in headers {
-            let (name, bytes) = (name.as_str().as_bytes(), value.as_bytes());
+    pub(crate) fn keep(head: &Parts) -> Self {
+        // A guess; where it is too low there is another allocation.
+        let mut text = Vec::with_capacity(64 + 64 * head.headers.len());
+        if let Some(authority) = head.uri.authority() {
+            text.extend_from_slice(authority.as_str().as_bytes());
+        }
+        let authority = text.len();
+        if let Some(path) = head.uri.path_and_query() {
+            text.extend_from_slice(path.as_str().as_bytes());
+        }
+        let path = text.len();
+        for (name, value) in &head.headers {
             let mark = if value.is_sensitive() { SENSITIVE } else { 0 };
-            lines.extend_from_slice(&(name.len() as u64).to_ne_bytes());
-            lines.extend_from_slice(&(bytes.len() as u64 | mark).to_ne_bytes());
-            lines.extend_from_slice(name);
-            lines.extend_from_slice(bytes);
+            let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+            text.extend_from_slice(&(name.len() as u64).to_ne_bytes());
+            text.extend_from_slice(&(value.len() as u64 | mark).to_ne_bytes());
+            text.extend_from_slice(name);
+            text.extend_from_slice(value);
         }
         Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            extensions: request.extensions().clone(),
-            lines,
-            count: headers.len(),
+            method: head.method.clone(),
+            version: head.version,
+            extensions: head.extensions.clone(),
+            scheme: head.uri.scheme().cloned(),
+            text,
+            authority,
+            path,
+            lines: head.headers.len(),
         }
     }
 
@@ -55,8 +70,8 @@ impl Head {
         &self.method
     }
 
-    pub(crate) fn uri(&self) -> &Uri {
-        &self.uri
+    pub(crate) fn authority(&self) -> Option<&[u8]> {
+        Some(&self.text[..self.authority]).filter(|authority| !authority.is_empty())
     }
 
     /// The first value of a header.
@@ -69,18 +84,29 @@ impl Head {
     pub(crate) fn parts(&self) -> Parts {
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = self.method.clone();
-        parts.uri = self.uri.clone();
+        parts.uri = self.uri();
         parts.version = self.version;
         parts.extensions = self.extensions.clone();
         parts.headers = self.headers();
         parts
     }
 
-    fn headers(&self) -> HeaderMap {
-        const WAS_VALID: &str = "these bytes came from a header";
+    fn uri(&self) -> Uri {
+        let path = &self.text[self.authority..self.path];
+        let mut parts = uri::Parts::default();
+        parts.scheme.clone_from(&self.scheme);
+        parts.authority = self
+            .authority()
+            .map(|authority| authority.try_into().expect(WAS_VALID));
+        if !path.is_empty() {
+            parts.path_and_query = Some(path.try_into().expect(WAS_VALID));
+        }
+        Uri::from_parts(parts).expect(WAS_VALID)
+    }
 
+    fn headers(&self) -> HeaderMap {
         // More lines than a map takes at once are a map with many repeated names.
-        let mut headers = HeaderMap::try_with_capacity(self.count).unwrap_or_default();
+        let mut headers = HeaderMap::try_with_capacity(self.lines).unwrap_or_default();
         for (name, value, sensitive) in self.lines() {
             let mut value = HeaderValue::from_bytes(value).expect(WAS_VALID);
             value.set_sensitive(sensitive);
@@ -91,29 +117,17 @@ impl Head {
 
     /// The name and value of each line, and whether the value is sensitive.
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
-        let mut rest = &self.lines[..];
+        let mut rest = &self.text[self.path..];
         iter::from_fn(move || {
-            let (name, value) = (length(&mut rest)?, length(&mut rest)?);
-            let sensitive = value & SENSITIVE != 0;
-            Some((
-                run(&mut rest, name)?,
-                run(&mut rest, value & !SENSITIVE)?,
-                sensitive,
-            ))
+            let (&name, left) = rest.split_first_chunk()?;
+            let (&value, left) = left.split_first_chunk()?;
+            let (name, value) = (u64::from_ne_bytes(name), u64::from_ne_bytes(value));
+            let (name, left) = left.split_at_checked(usize::try_from(name).ok()?)?;
+            let (text, left) = left.split_at_checked(usize::try_from(value & !SENSITIVE).ok()?)?;
+            rest = left;
+            Some((name, text, value & SENSITIVE != 0))
         })
     }
-}
-
-fn length(rest: &mut &[u8]) -> Option<u64> {
-    let (length, left): (&Length, _) = rest.split_first_chunk()?;
-    *rest = left;
-    Some(u64::from_ne_bytes(*length))
-}
-
-fn run<'a>(rest: &mut &'a [u8], length: u64) -> Option<&'a [u8]> {
-    let (run, left) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-    *rest = left;
-    Some(run)
 }
 
 #[cfg(test)]
@@ -146,15 +160,16 @@ mod tests {
         // A removed line moves the last one into its place.
         request.headers_mut().remove("x-last");
 
-        let head = Head::keep(&request);
+        let (before, ()) = request.into_parts();
+        let head = Head::keep(&before);
         for _ in 0..2 {
             let parts = head.parts();
-            assert_eq!(parts.method, request.method());
-            assert_eq!(parts.uri, *request.uri());
-            assert_eq!(parts.version, request.version());
+            assert_eq!(parts.method, before.method);
+            assert_eq!(parts.uri, before.uri);
+            assert_eq!(parts.version, before.version);
             assert_eq!(parts.extensions.get::<&str>(), Some(&"an outer layer's"));
             assert!(
-                parts.headers.iter().eq(request.headers()),
+                parts.headers.iter().eq(&before.headers),
                 "{:?}",
                 parts.headers
             );
@@ -163,5 +178,64 @@ mod tests {
         }
         assert_eq!(head.header(&http::header::ACCEPT), Some(&b"text/html"[..]));
         assert_eq!(head.header(&http::header::HOST), None);
+    }
+
+    // promise: RT-31
+    #[test]
+    fn every_form_of_a_uri_comes_back() {
+        for uri in [
+            "/",
+            "*",
+            "/a//b/?x=%20&y#z",
+            "a.example",
+            "a.example:443",
+            "http://a.example",
+            "http://a.example?q",
+            "https://user:pw@[::1]:8443/p?q=1?2",
+            "foo+bar.1://h/p",
+            "//not/an/authority",
+            "/caf\u{e9}",
+            "/?",
+            "localhost",
+        ] {
+            let uri: Uri = uri.parse().unwrap();
+            let (parts, ()) = Request::builder()
+                .uri(uri.clone())
+                .body(())
+                .unwrap()
+                .into_parts();
+            let again = Head::keep(&parts).parts().uri;
+            assert_eq!(
+                (again.to_string(), again.scheme(), again.authority()),
+                (uri.to_string(), uri.scheme(), uri.authority())
+            );
+            assert_eq!(again, uri);
+        }
+    }
+
+    proptest::proptest! {
+        // promise: RT-31
+        #[test]
+        fn whatever_is_a_uri_comes_back(text in "([a-z]{1,5}://)?[ -~]{0,30}") {
+            if let Ok(uri) = text.parse::<Uri>() {
+                let (parts, ()) = Request::builder().uri(uri.clone()).body(()).unwrap().into_parts();
+                let again = Head::keep(&parts).parts().uri;
+                proptest::prop_assert_eq!(again.to_string(), uri.to_string());
+                proptest::prop_assert_eq!(again, uri);
+            }
+        }
+    }
+
+    // promise: RT-31
+    #[test]
+    fn a_great_many_lines_come_back() {
+        let mut request = Request::new(());
+        for line in 0..20_000 {
+            let name = HeaderName::from_bytes(format!("x-{}", line % 20_000).as_bytes()).unwrap();
+            request.headers_mut().append(name, line.into());
+            request.headers_mut().append("x-same", line.into());
+        }
+        let (parts, ()) = request.into_parts();
+        assert!(Head::keep(&parts).parts().headers.iter().eq(&parts.headers));
     }
 }

@@ -317,15 +317,16 @@ where
             // What it says is what this layer has done.
             request.headers_mut().remove(name);
         }
-        if !keep || request.body().size_hint().lower() > self.body_limit as u64 {
-            return request.map(ReplayBody::passing);
-        }
-        let head = Head::keep(&request);
-        request.map(|body| {
-            let (body, kept) = ReplayBody::copied(body, self.body_limit, &self.memory);
-            *copy = Some(HttpCopy { head, body: kept });
-            body
-        })
+        let (head, body) = request.into_parts();
+        let body = if keep && body.size_hint().lower() <= self.body_limit as u64 {
+            let kept = Head::keep(&head);
+            let (sent, body) = ReplayBody::copied(body, self.body_limit, &self.memory);
+            *copy = Some(HttpCopy { head: kept, body });
+            sent
+        } else {
+            ReplayBody::passing(body)
+        };
+        Request::from_parts(head, body)
     }
 
     fn reclaim(&self, copy: &HttpCopy<B>) -> bool {
@@ -354,12 +355,7 @@ where
 
     fn key_of_copy(&self, copy: &HttpCopy<B>, keys: &KeyMaker<'_>) -> u64 {
         let host = || copy.head.header(&HOST);
-        keys.of(copy
-            .head
-            .uri()
-            .authority()
-            .map(|authority| authority.as_str().as_bytes())
-            .or_else(host))
+        keys.of(copy.head.authority().or_else(host))
     }
 }
 

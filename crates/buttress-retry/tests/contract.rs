@@ -180,7 +180,7 @@ fn a_call_that_succeeds_at_first_allocates_nothing_beyond_its_copy() {
         "a number has a copy that needs no memory"
     );
 
-    // A GET, with and without headers: the copy of its head is two allocations, against the two of a clone.
+    // The copy of a head is one allocation, however many headers it has. A clone would be four or more.
     let http = RetryLayer::http();
     let mut http = http.layer(service_fn(
         |request: Request<buttress_retry::ReplayBody<Full<Bytes>>>| {
@@ -206,20 +206,12 @@ fn a_call_that_succeeds_at_first_allocates_nothing_beyond_its_copy() {
         headers.body(Full::default()).unwrap()
     };
     let bare = || get().body(Full::default()).unwrap();
-    let clone = |request: Request<Full<Bytes>>| {
-        measure(|| drop(std::hint::black_box(request.clone()))).count_total
-    };
     for (what, request) in [
         ("bare", &bare as &dyn Fn() -> _),
         ("with headers", &with_headers),
     ] {
         call_http(request());
-        assert!(
-            call_http(request()) <= clone(request()),
-            "{what}: {} {}",
-            call_http(request()),
-            clone(request())
-        );
+        assert_eq!(call_http(request()), 1, "{what}");
     }
 }
 
