@@ -184,9 +184,10 @@ where
             let end = match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     let size = frame.data_ref().map_or(0, Buf::remaining);
-                    if let Some(left) = self.left.checked_sub(size) {
+                    // An empty frame counts too, or a body that has no end of them would never be left.
+                    if let Some(left) = self.left.checked_sub(size.max(1)) {
                         self.left = left;
-                        self.keep = self.keep && self.kept.held.grow(size);
+                        self.keep = self.keep && self.kept.held.grow(size + size_of_val(&frame));
                         if self.keep {
                             self.kept.frames.push_back(frame);
                         }

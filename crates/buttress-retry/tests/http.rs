@@ -868,6 +868,64 @@ async fn a_response_that_was_drained_comes_back_whole_and_a_cut_one_says_so() {
     assert_eq!(body(10, true).await, None, "so does one that stalled");
 }
 
+// promise: RT-27
+#[tokio::test(start_paused = true)]
+async fn a_response_without_an_end_is_left() {
+    for chunk in ["", "x"] {
+        let endless = move || {
+            let frame = Frame::data(Bytes::from_static(chunk.as_bytes()));
+            let frames = futures_util::stream::repeat_with(move || {
+                Ok(Frame::data(frame.data_ref().unwrap().clone()))
+            });
+            Response::builder()
+                .status(500)
+                .body(StreamBody::new(frames).boxed_unsync())
+                .unwrap()
+        };
+        let backend = Backend::new(move |n| {
+            if n == 0 {
+                Reply::Response(endless())
+            } else {
+                status(200)
+            }
+        });
+        assert_eq!(
+            call(&plain().layer(backend.clone()), get(HOST)).await.0,
+            Got::status(200)
+        );
+        assert_eq!(backend.sends(), 2);
+    }
+}
+
+// promise: RT-26, RT-27
+#[tokio::test(start_paused = true)]
+async fn responses_are_kept_in_the_same_memory_and_dropped_when_there_is_none() {
+    let layer = plain().replay_memory(1_000);
+    let large = || {
+        Response::builder()
+            .status(500)
+            .body(full(vec![b'x'; 2_000]))
+            .unwrap()
+    };
+    let backend = Backend::new(move |n| {
+        if n == 0 {
+            Reply::Response(large())
+        } else {
+            Refused
+        }
+    });
+    let (got, _) = call(&layer.layer(backend.clone()), get(HOST)).await;
+    assert_eq!(
+        got,
+        Got::Response {
+            status: 500,
+            body: None
+        },
+        "its status is kept, its body says that it is cut"
+    );
+    assert_eq!(backend.sends(), 2, "but it was no reason not to try again");
+}
+
 // ---- tower's contract ----
 
 // promise: RT-28
