@@ -183,9 +183,9 @@ where
         while let Some(body) = &mut self.body {
             let end = match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => {
-                    let size = frame.data_ref().map_or(0, Buf::remaining);
                     // An empty frame counts too, or a body that has no end of them would never be left.
-                    if let Some(left) = self.left.checked_sub(size.max(1)) {
+                    let size = frame.data_ref().map_or(0, |data| data.remaining().max(1));
+                    if let Some(left) = self.left.checked_sub(size) {
                         self.left = left;
                         self.keep = self.keep && self.kept.held.grow(size + size_of_val(&frame));
                         if self.keep {
