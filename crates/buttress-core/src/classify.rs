@@ -2,7 +2,9 @@
 
 use std::{error::Error, io};
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode, Uri};
+use hyper_util::client::legacy::connect::HttpConnector;
+use tower_service::Service;
 
 use crate::{Applied, BoxError, Hint, Kind, Rejected, Verdict, chain, hint};
 
@@ -114,6 +116,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<&[u8]> {
 /// |---|---|---|
 /// | a layer on this side refused ([`Rejected`]) | ignored | no |
 /// | connecting failed, the name lookup included | transient | no |
+/// | the connection ended before it took the request | transient | no |
 /// | HTTP/2 `REFUSED_STREAM`, or a GOAWAY that leaves this stream out | transient | no |
 /// | the caller's own body failed, or the request cannot be sent as it is | ignored | maybe |
 /// | everything else, errors of unknown types included | transient | maybe |
@@ -130,18 +133,24 @@ pub fn error(error: &(dyn Error + 'static)) -> Verdict {
         if never_sent(cause) {
             return Some(Verdict::new(Kind::Transient, Applied::No));
         }
-        let by_caller = cause
-            .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_user);
-        by_caller.then_some(Verdict::new(Kind::Ignored, Applied::Maybe))
+        by_caller(cause).then_some(Verdict::new(Kind::Ignored, Applied::Maybe))
     };
     let known = chain(error).find_map(verdict);
     known.unwrap_or(Verdict::new(Kind::Transient, Applied::Maybe))
 }
 
+/// hyper-util gives its error of a failed name lookup or connection no name, but a client that connects with its
+/// connector and not with its client, as tonic does, has no other.
+type ConnectError = <HttpConnector as Service<Uri>>::Error;
+
 fn never_sent(cause: &(dyn Error + 'static)) -> bool {
     if let Some(error) = cause.downcast_ref::<hyper_util::client::legacy::Error>() {
         error.is_connect()
+    } else if cause.is::<ConnectError>() {
+        true
+    } else if let Some(error) = cause.downcast_ref::<hyper::Error>() {
+        // hyper's word for a request that it gives up before its connection has taken it.
+        error.is_canceled()
     } else if let Some(error) = cause.downcast_ref::<h2::Error>() {
         // A GOAWAY ends only the streams above its last stream id with this error; the others go on, or end with an
         // `io::Error` when the connection does (RFC 9113, 6.8 and 8.7).
@@ -149,6 +158,19 @@ fn never_sent(cause: &(dyn Error + 'static)) -> bool {
             && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
     } else if let Some(error) = cause.downcast_ref::<io::Error>() {
         error.kind() == io::ErrorKind::ConnectionRefused
+    } else {
+        false
+    }
+}
+
+fn by_caller(cause: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = cause.downcast_ref::<hyper::Error>() {
+        // This one means that the connection ended before a request in its queue could begin, or that its task was
+        // dropped; hyper counts it among the caller's errors, and tells it apart by its text alone.
+        error.is_user() && error.to_string() != "dispatch task is gone"
+    } else if let Some(error) = cause.downcast_ref::<h2::Error>() {
+        // A stream that this side has reset: its body has failed.
+        error.is_reset() && !error.is_remote() && !error.is_library()
     } else {
         false
     }

@@ -1,8 +1,7 @@
 //! Tell the time, the same time to every layer.
 //!
-//! In production it is read from the processor's time stamp counter, with the crate `quanta`, in less than half the time
-//! of [`std::time::Instant::now`]. With the feature `test-util` it is tokio's clock, which stands still in a test that
-//! pauses it.
+//! In production it is read from the processor's time stamp counter, with the crate `quanta`. With the feature
+//! `test-util` it is tokio's clock, which stands still in a test that pauses it.
 
 use std::{
     ops::{Add, Sub},

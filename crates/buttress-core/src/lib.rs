@@ -28,8 +28,8 @@
 //!
 //! # Features
 //!
-//! `test-util` makes [`clock::now`] tokio's clock, which a test can pause. For tests only: it costs more than twice as
-//! much to read.
+//! `test-util` makes [`clock::now`] tokio's clock, which a test can pause. For tests only: it costs more
+//! to read.
 
 pub mod classify;
 pub mod clock;

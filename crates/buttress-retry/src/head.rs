@@ -1,4 +1,4 @@
-//! The head of a request, kept for another attempt in much less time than a clone takes.
+//! The head of a request, kept for another attempt for less than a clone costs.
 //!
 //! Most requests succeed at once, so what counts is what it costs to keep a head, not to make another of it. A clone of a
 //! [`HeaderMap`] costs an indirect call and a reference count for each value, and an index. Here everything is one run of

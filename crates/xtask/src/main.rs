@@ -73,6 +73,8 @@ fn test(full: bool) -> Result<()> {
         // Not for the docs: an example that is ignored there is one that cannot run.
         targets.args(["--", "--include-ignored"]);
         targets.env("BUTTRESS_FULL", "1");
+        // A hundred times as many random cases for each property.
+        targets.env("PROPTEST_CASES", "25600");
         docs.env("BUTTRESS_FULL", "1");
     }
     run(&mut targets)?;
