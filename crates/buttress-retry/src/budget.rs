@@ -404,7 +404,7 @@ mod tests {
     }
 
     // promise: RT-14
-    #[cfg_attr(not(miri), tokio::test(start_paused = true))]
+    #[tokio::test(start_paused = true)]
     async fn thirty_idle_days_cost_no_more_than_none() {
         // The fastest of many, as a share of the same without the idle days: a loop over the time that has passed
         // would be slower by orders of magnitude.
