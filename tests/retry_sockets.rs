@@ -1,4 +1,7 @@
 //! What the retry layer does when real connections fail: hyper-util's client, and h2, over TCP.
+//!
+//! Each test has one thread. With several a retry without a delay may meet the connection of the attempt before while it
+//! ends, or before its pool has it back, and what happens then is a matter of luck.
 
 mod support;
 
@@ -29,11 +32,11 @@ use hyper_util::{
             dns::{GaiResolver, Name},
         },
     },
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioIo},
 };
 use support::{Connection, Http2Connection, Seen, Server, Told, bytes, causes, within};
 use tokio::{
-    net::TcpSocket,
+    net::{TcpSocket, TcpStream},
     sync::{Notify, mpsc},
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -460,6 +463,23 @@ async fn a_name_that_the_system_does_not_know_is_asked_for_again() -> Result {
     assert!(answer.is_err());
     assert_eq!(told.finished(), Some((Outcome::Attempts, 3)));
     assert_eq!(lookups.load(Ordering::SeqCst), 3);
+    Ok(())
+}
+
+// promise: RT-19
+#[tokio::test]
+async fn what_met_no_connection_of_a_connector_of_one_s_own_was_not_sent() -> Result {
+    let connects = Arc::new(AtomicUsize::new(0));
+    let connected = connects.clone();
+    let connector = service_fn(move |_| {
+        connected.fetch_add(1, Ordering::SeqCst);
+        let failed = io::Error::other("the certificate has expired");
+        std::future::ready(Err::<TokioIo<TcpStream>, _>(failed))
+    });
+    let service = at_once().layer(Client::builder(TokioExecutor::new()).build(connector));
+    let post = Request::post("http://shop.invalid/").body(Full::<Bytes>::default())?;
+    assert!(within(service.oneshot(post)).await.is_err());
+    assert_eq!(connects.load(Ordering::SeqCst), 3);
     Ok(())
 }
 
@@ -979,11 +999,12 @@ async fn an_answer_during_an_upload_moves_the_upload_to_the_next_attempt() -> Re
                             connection.chunk().await?;
                         }
                         connection.answer(503, b"").await?;
+                        // The upload goes on only when this attempt has given it up.
                         let _ = ended.send(connection.closes().await?);
+                        let _ = went_on.send(());
                         Ok(())
                     }
                     Http1 => {
-                        let _ = went_on.send(());
                         connection.read().await?;
                         connection.answer(200, b"").await
                     }
@@ -1075,17 +1096,19 @@ async fn an_answer_to_an_upload_that_is_stuck_moves_the_upload_to_the_next_attem
 #[tokio::test]
 async fn thirty_requests_that_fail_need_one_connection() -> Result {
     for size in [100, 1_024, 16 * 1_024, 64 * 1_024] {
+        let body = bytes(size);
+        let expected = body.clone();
         let head_seen = Arc::new(Notify::new());
         let seen = head_seen.clone();
         let server = Server::start(move |mut connection| {
-            let head_seen = head_seen.clone();
+            let (head_seen, body) = (head_seen.clone(), body.clone());
             async move {
                 while connection.arrives().await? {
                     connection.read().await?;
                     let head = format!("HTTP/1.1 503 _\r\ncontent-length: {size}\r\n\r\n");
                     connection.write(head).await?;
                     head_seen.notified().await;
-                    connection.write(bytes(size)).await?;
+                    connection.write(&body).await?;
                 }
                 Ok(())
             }
@@ -1093,7 +1116,8 @@ async fn thirty_requests_that_fail_need_one_connection() -> Result {
         .await?;
 
         let told = Told::default();
-        let wait = Backoff::constant(Duration::from_millis(1));
+        // The connection must be back in its pool by then.
+        let wait = Backoff::constant(Duration::from_millis(5));
         let mut service = ServiceBuilder::new()
             .layer(
                 at_once()
@@ -1113,7 +1137,7 @@ async fn thirty_requests_that_fail_need_one_connection() -> Result {
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(told.finished(), Some((Outcome::Attempts, 3)));
             let body = within(answer.into_body().collect()).await?.to_bytes();
-            assert_eq!(body, bytes(size));
+            assert_eq!(body, expected);
             tokio::time::sleep(wait.cap()).await;
         }
         assert_eq!(
