@@ -116,7 +116,6 @@ fn grpc_status(headers: &HeaderMap) -> Option<&[u8]> {
 /// |---|---|---|
 /// | a layer on this side refused ([`Rejected`]) | ignored | no |
 /// | connecting failed, the name lookup included | transient | no |
-/// | the connection ended before it took the request | transient | no |
 /// | HTTP/2 `REFUSED_STREAM`, or a GOAWAY that leaves this stream out | transient | no |
 /// | the caller's own body failed, or the request cannot be sent as it is | ignored | maybe |
 /// | everything else, errors of unknown types included | transient | maybe |
@@ -148,9 +147,6 @@ fn never_sent(cause: &(dyn Error + 'static)) -> bool {
         error.is_connect()
     } else if cause.is::<ConnectError>() {
         true
-    } else if let Some(error) = cause.downcast_ref::<hyper::Error>() {
-        // hyper's word for a request that it gives up before its connection has taken it.
-        error.is_canceled()
     } else if let Some(error) = cause.downcast_ref::<h2::Error>() {
         // A GOAWAY ends only the streams above its last stream id with this error; the others go on, or end with an
         // `io::Error` when the connection does (RFC 9113, 6.8 and 8.7).
