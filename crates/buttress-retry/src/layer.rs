@@ -190,12 +190,17 @@ impl<C, I> RetryLayer<C, HttpReplay<I>> {
     /// Sends these requests again when they may have been applied; by default [`ByMethod`] for HTTP, [`Never`] for gRPC.
     ///
     /// ```
-    /// use buttress_retry::RetryLayer;
-    /// use http_body_util::Full;
-    /// use bytes::Bytes;
-    ///
-    /// let reads = |request: &http::Request<Full<Bytes>>| request.uri().path().starts_with("/shop.v1.Catalogue/");
-    /// let layer = RetryLayer::grpc().idempotent(reads);
+    /// # use buttress_retry::RetryLayer;
+    /// # use tower::Layer;
+    /// # let channel = tower::service_fn(
+    /// #     async |_: http::Request<buttress_retry::ReplayBody<http_body_util::Full<bytes::Bytes>>>| {
+    /// #         Ok::<_, std::io::Error>(http::Response::new(String::new()))
+    /// #     },
+    /// # );
+    /// let client = RetryLayer::grpc()
+    ///     .idempotent(|request: &http::Request<_>| request.uri().path().starts_with("/shop.v1.Catalogue/"))
+    ///     .layer(channel);
+    /// # tower::Service::call(&mut client.clone(), http::Request::new(http_body_util::Full::<bytes::Bytes>::default()));
     /// ```
     #[must_use]
     pub fn idempotent<J>(self, idempotent: J) -> RetryLayer<C, HttpReplay<J>> {

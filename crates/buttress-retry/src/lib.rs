@@ -35,18 +35,36 @@
 //! ```
 //!
 //! The service below gets `Request<`[`ReplayBody`]`<B>>` for the caller's `Request<B>`, and the caller gets
-//! `Response<`[`ResponseBody`]`<B>>`. A hyper client takes any body. One that has a body type of its own needs one more
-//! line below the retry layer:
+//! `Response<`[`ResponseBody`]`<B>>`. The body has to be `Unpin`: box a stream that is not. hyper-util's client takes any
+//! body. A client with types of its own needs a line or two more, below the retry layer:
 //!
 //! ```
-//! # use buttress_retry::{ReplayBody, RetryLayer};
-//! # use http::Request;
-//! # use http_body_util::{BodyExt, Full, combinators::BoxBody};
-//! # type Bytes = bytes::Bytes;
-//! let layers = tower::ServiceBuilder::new()
+//! use buttress_retry::{ReplayBody, RetryLayer};
+//! use http::{Request, Response};
+//! use tower::ServiceBuilder;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), buttress_core::BoxError> {
+//! # let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+//! let tonic = ServiceBuilder::new()
 //!     .layer(RetryLayer::grpc())
-//!     // For tonic: `tonic::body::Body::new(body)`, for reqwest: `reqwest::Body::wrap(body)`.
-//!     .map_request(|request: Request<ReplayBody<Full<Bytes>>>| request.map(|body| BoxBody::new(body)));
+//!     .map_request(|request: Request<ReplayBody<_>>| request.map(tonic::body::Body::new))
+//!     .service(endpoint.connect_lazy());
+//!
+//! // reqwest retries some refusals by itself: once is enough.
+//! let client = reqwest::Client::builder().retry(reqwest::retry::never()).build()?;
+//! let reqwest = ServiceBuilder::new()
+//!     .layer(RetryLayer::http())
+//!     .filter(|request: Request<ReplayBody<_>>| {
+//!         reqwest::Request::try_from(request.map(reqwest::Body::wrap))
+//!     })
+//!     .map_response(Response::<reqwest::Body>::from)
+//!     .service(client);
+//! # fn is_service<B>(_: &impl tower::Service<Request<B>>) {}
+//! # is_service::<tonic::body::Body>(&tonic);
+//! # is_service::<reqwest::Body>(&reqwest);
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Without HTTP, with a [classifier](buttress_core::Classify) of your own, and with an ear for what happens:
@@ -88,7 +106,8 @@
 //! # State
 //!
 //! The budget and the memory for copies belong to the layer: all services that it makes share them, with their clones
-//! and with the clones of the layer. For a budget of its own build another layer.
+//! and with the clones of the layer. For a budget of its own build another layer: for each gRPC channel, for example, as
+//! tonic's requests have no authority yet where the layer sees them.
 //!
 //! # Errors
 //!
