@@ -22,7 +22,7 @@ use crate::{
     Cause, Event, Outcome,
     budget::Payment,
     layer::Shared,
-    policy::{Decision, Policy, Progress},
+    policy::{Decision, Progress},
     replay::{Attempt, KeyMaker, Plan, Replay, Settle},
     sync::lock,
 };
@@ -130,44 +130,50 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
 }
 
 impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
-    /// Judges what an attempt came to.
-    fn judge<Req>(&self, result: &Result<S::Response, BoxError>, timed_out: bool) -> Ended
+    /// Judges a response.
+    fn judge_response<Req>(&self, response: &S::Response) -> Ended
     where
         R: Replay<Req, Copy = Copy> + Settle<S::Response, Response = Res>,
         C: Classify<S::Response>,
         S: Service<R::Request>,
     {
+        let Shared {
+            classifier, replay, ..
+        } = &*self.shared;
+        let mut verdict = classifier.classify(Ok(response));
+        if verdict.kind != Kind::Success
+            && let Ok((_, copy)) = &self.again
+        {
+            verdict = replay.review(replay.special(copy), response, verdict);
+        }
+        Ended {
+            cause: Cause::Response(replay.status(response)),
+            verdict,
+        }
+    }
+
+    /// Judges an attempt that came to no response.
+    fn judge_error<Res2>(&self, error: &BoxError, timed_out: bool) -> Ended
+    where
+        C: Classify<Res2>,
+    {
         const MAYBE: Verdict = Verdict::new(Kind::Transient, Applied::Maybe);
         let Shared {
-            classifier,
-            replay,
-            policy,
-            ..
+            classifier, policy, ..
         } = &*self.shared;
-        let (cause, verdict) = match result {
-            Ok(response) => {
-                let mut verdict = classifier.classify(Ok(response));
-                if verdict.kind != Kind::Success
-                    && let Ok((_, copy)) = &self.again
-                {
-                    verdict = replay.review(replay.special(copy), response, verdict);
-                }
-                (Cause::Response(replay.status(response)), verdict)
-            }
-            Err(_) if timed_out => (Cause::TimedOut, MAYBE),
-            Err(error) => match Rejected::find(&**error) {
-                Some(rejected) => {
-                    let hint = rejected.retry_after().map_or(Hint::None, Hint::After);
-                    let kind = if policy.retry_refusals {
-                        Kind::Transient
-                    } else {
-                        Kind::Ignored
-                    };
-                    let verdict = Verdict::new(kind, Applied::No).with_hint(hint);
-                    (Cause::Refused, verdict)
-                }
-                None => (Cause::Error, classifier.classify(Err(error))),
-            },
+        let (cause, verdict) = if timed_out {
+            (Cause::TimedOut, MAYBE)
+        } else if let Some(rejected) = Rejected::find(&**error) {
+            let hint = rejected.retry_after().map_or(Hint::None, Hint::After);
+            let kind = if policy.retry_refusals {
+                Kind::Transient
+            } else {
+                Kind::Ignored
+            };
+            let verdict = Verdict::new(kind, Applied::No).with_hint(hint);
+            (Cause::Refused, verdict)
+        } else {
+            (Cause::Error, classifier.classify(Err(error)))
         };
         Ended { cause, verdict }
     }
@@ -303,11 +309,20 @@ where
         key: Option<u64>,
         again: Result<(S, R::Copy), Outcome>,
     ) -> Self {
-        let (deadline, timer) = time_limits(&shared.policy, plan);
+        let own = shared
+            .policy
+            .deadline
+            .map(|deadline| clock::now() + deadline);
+        let outer = plan.deadline.map(|deadline| deadline.0);
+        let deadline = match (own, outer) {
+            (Some(own), Some(outer)) => Some(own.min(outer)),
+            (own, outer) => own.or(outer),
+        };
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
         // In one piece, so that it is made where it is needed: it is too large to be moved for nothing.
         Self {
             state: State::Attempting(attempt),
-            timer,
+            timer: shared.policy.attempt_limit(0, left).map(sleep),
             call: Call {
                 shared,
                 plan,
@@ -325,15 +340,6 @@ where
     }
 }
 
-/// When a call must have ended, and the timer of its first attempt.
-fn time_limits(policy: &Policy, plan: Plan) -> (Option<Instant>, Option<Sleep>) {
-    let own = policy.deadline.map(|deadline| clock::now() + deadline);
-    let outer = plan.deadline.map(|deadline| deadline.0);
-    let deadline = own.into_iter().chain(outer).min();
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
-    (deadline, policy.attempt_limit(0, left).map(sleep))
-}
-
 impl<Req, S, C, R> Future for ResponseFuture<Req, S, C, R>
 where
     R: Replay<Req> + Settle<S::Response>,
@@ -348,39 +354,44 @@ where
         loop {
             match this.state.as_mut().project() {
                 StateProj::Attempting(attempt) => {
-                    let (result, timed_out) = match attempt.poll(cx) {
-                        Poll::Ready(result) => (result.map_err(Into::into), false),
+                    let (error, timed_out) = match attempt.poll(cx) {
+                        Poll::Ready(Ok(response)) => {
+                            this.state.set(State::Ended);
+                            this.timer.set(None);
+                            let ended = call.judge_response(&response);
+                            let next = call.next(&ended);
+                            let replay = &call.shared.replay;
+                            if let Next::Stop(outcome) = next {
+                                let response = replay.pass(response);
+                                call.end(outcome);
+                                return Poll::Ready(Ok(response));
+                            }
+                            this.timer.set(Some(sleep(replay.drain_time())));
+                            let draining = Box::new(replay.drain(response));
+                            this.state.set(State::Draining(Some(draining)));
+                            continue;
+                        }
+                        Poll::Ready(Err(error)) => (error.into(), false),
                         Poll::Pending => {
                             ready!(poll_timer(this.timer.as_mut(), cx));
-                            (Err(TimedOut.into()), true)
+                            (TimedOut.into(), true)
                         }
                     };
                     this.state.set(State::Ended);
                     this.timer.set(None);
-                    let ended = call.judge(&result, timed_out);
+                    let ended = call.judge_error(&error, timed_out);
                     if let Next::Stop(outcome) = call.next(&ended) {
                         call.end(outcome);
                         // What this side made up is no better than what a server said.
                         let made_up = matches!(ended.cause, Cause::TimedOut | Cause::Refused);
                         let last = call.last.take().filter(|_| made_up);
-                        let result = result.map(|response| call.shared.replay.pass(response));
-                        return Poll::Ready(last.map_or(result, |last| *last));
+                        return Poll::Ready(last.map_or(Err(error), |last| *last));
                     }
-                    match result {
-                        Ok(response) => {
-                            let replay = &call.shared.replay;
-                            this.timer.set(Some(sleep(replay.drain_time())));
-                            this.state
-                                .set(State::Draining(Some(Box::new(replay.drain(response)))));
-                        }
-                        Err(error) => {
-                            if call.last.is_none() || ended.cause == Cause::Error {
-                                call.last = Some(Box::new(Err(error)));
-                            }
-                            this.timer.set(call.backoff_timer());
-                            this.state.set(State::Sleeping);
-                        }
+                    if call.last.is_none() || ended.cause == Cause::Error {
+                        call.last = Some(Box::new(Err(error)));
                     }
+                    this.timer.set(call.backoff_timer());
+                    this.state.set(State::Sleeping);
                 }
                 StateProj::Draining(draining) => {
                     if let Some(body) = draining

@@ -309,24 +309,26 @@ where
 
     fn send(
         &self,
-        mut request: Request<B>,
+        request: Request<B>,
         keep: bool,
         copy: &mut Option<HttpCopy<B>>,
     ) -> Self::Request {
+        let keep = keep && request.body().size_hint().lower() <= self.body_limit as u64;
+        let head = keep.then(|| Head::keep(&request));
+        // In one go, so that the large head is moved only once.
+        let mut request = request.map(|body| match head {
+            Some(head) => {
+                let (sent, body) = ReplayBody::copied(body, self.body_limit, &self.memory);
+                *copy = Some(HttpCopy { head, body });
+                sent
+            }
+            None => ReplayBody::passing(body),
+        });
         if let Some(name) = &self.resend_header {
             // What it says is what this layer has done.
             request.headers_mut().remove(name);
         }
-        let (head, body) = request.into_parts();
-        let body = if keep && body.size_hint().lower() <= self.body_limit as u64 {
-            let kept = Head::keep(&head);
-            let (sent, body) = ReplayBody::copied(body, self.body_limit, &self.memory);
-            *copy = Some(HttpCopy { head: kept, body });
-            sent
-        } else {
-            ReplayBody::passing(body)
-        };
-        Request::from_parts(head, body)
+        request
     }
 
     fn reclaim(&self, copy: &HttpCopy<B>) -> bool {

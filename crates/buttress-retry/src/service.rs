@@ -67,18 +67,19 @@ where
 
         let mut copy = None;
         let request = replay.send(request, once.is_none(), &mut copy);
-        let (attempt, again) = match (copy, once) {
-            (Some(copy), _) => {
+        let mut again = match copy {
+            Some(copy) => {
                 // The service that was polled ready makes this call and the later ones; its clone takes its place.
                 let clone = self.inner.clone();
-                let mut ready = mem::replace(&mut self.inner, clone);
-                (ready.call(request), Ok((ready, copy)))
+                Ok((mem::replace(&mut self.inner, clone), copy))
             }
-            (None, reason) => {
-                let reason = reason.unwrap_or(Outcome::BodyNotReplayable);
-                (self.inner.call(request), Err(reason))
-            }
+            None => Err(once.unwrap_or(Outcome::BodyNotReplayable)),
         };
+        let service = match &mut again {
+            Ok((ready, _)) => ready,
+            Err(_) => &mut self.inner,
+        };
+        let attempt = service.call(request);
         ResponseFuture::new(attempt, self.shared.clone(), plan, key, again)
     }
 }
