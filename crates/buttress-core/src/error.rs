@@ -92,7 +92,8 @@ impl Error for Rejected {}
 
 /// An error, what caused it, what caused that, and so on.
 ///
-/// It looks into an [`io::Error`] that wraps another error, which [`Error::source`] steps over.
+/// It looks into an [`io::Error`] that wraps another error, which [`Error::source`] steps over. It ends after 128 errors,
+/// as a chain may be a circle.
 pub fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -103,6 +104,7 @@ pub fn chain<'a>(
             None => error.source(),
         }
     })
+    .take(128)
 }
 
 #[cfg(test)]
@@ -129,5 +131,26 @@ mod tests {
             boxed.to_string(),
             "refused by breaker cards: open; try again after 3s"
         );
+    }
+
+    /// An error that is its own cause.
+    #[derive(Debug)]
+    struct Circle;
+
+    impl fmt::Display for Circle {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("round and round")
+        }
+    }
+
+    impl Error for Circle {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(self)
+        }
+    }
+
+    #[test]
+    fn a_chain_ends_even_where_it_is_a_circle() {
+        assert!(Rejected::find(&Circle).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Where a layer says what it does.
 
 use std::{
-    fmt,
+    fmt, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -29,7 +29,10 @@ impl<E> Events<E> {
     /// Tells every sink.
     pub fn emit(&self, event: &E) {
         for sink in &self.0 {
-            let _ = catch_unwind(AssertUnwindSafe(|| sink(event)));
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| sink(event))) {
+                // It may be of a type that panics when it is dropped.
+                mem::forget(payload);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     error::Error,
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -69,6 +69,13 @@ impl Held {
         grown
     }
 
+    /// Takes more, whether or not there is more.
+    fn take(&mut self, bytes: usize) {
+        // Relaxed: see `grow`.
+        self.memory.used.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
+
     fn give_back(&mut self, bytes: usize) {
         // Relaxed: pairs with the addition in `grow`, see there.
         self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
@@ -110,21 +117,37 @@ struct Reader<B> {
 /// that has come out of `body`; after that, they are what the reader has not read of it.
 #[derive(Debug)]
 struct Source<B> {
-    /// `None` once it has ended.
-    body: Option<B>,
+    body: Origin<B>,
     chunks: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
-    held: Held,
+    /// The bytes in the chunks, which may be as many as `limit`.
+    size: usize,
     limit: usize,
+    held: Held,
     keep: bool,
-    /// The attempt that may read.
+    /// The attempt that may read, and whether its reader is alive.
     attempt: u32,
+    reading: bool,
     /// How many of the chunks it has read, and whether the trailers.
     read: usize,
     trailers_read: bool,
-    /// The reader that waits, to be told when it may not read any more.
+    /// The reader that waits: for the body, or to be told that it may not read any more.
     waiting: Option<Waker>,
 }
+
+/// The caller's body.
+#[derive(Debug)]
+enum Origin<B> {
+    Here(B),
+    /// A reader polls it. It does so without the lock, for the body may do as it likes.
+    Away,
+    Ended,
+    /// What it would have given nobody knows.
+    Failed,
+}
+
+/// What a chunk takes beside its bytes.
+const CHUNK: usize = size_of::<Bytes>();
 
 /// What a body is replayed from. When it is dropped, no more copies are kept.
 #[derive(Debug)]
@@ -145,41 +168,50 @@ where
             return (Self(Kind::Empty), Copy(None));
         }
         let source = Arc::new(Mutex::new(Source {
-            body: Some(body),
+            body: Origin::Here(body),
             chunks: VecDeque::new(),
             trailers: None,
-            held: Held::none(memory),
+            size: 0,
             limit,
+            held: Held::none(memory),
             keep: true,
             attempt: 0,
+            reading: true,
             read: 0,
             trailers_read: false,
             waiting: None,
         }));
-        (
-            Self(Kind::Replayed(Reader {
-                source: source.clone(),
-                attempt: 0,
-            })),
-            Copy(Some(source)),
-        )
+        let reader = Reader {
+            source: source.clone(),
+            attempt: 0,
+        };
+        (Self(Kind::Replayed(reader)), Copy(Some(source)))
     }
 }
 
 impl<B> Copy<B> {
-    /// Takes the body away from the attempt that has it. Is it still complete?
+    /// Is all there that has been read?
+    pub(crate) fn is_whole(&self) -> bool {
+        self.0.as_ref().is_none_or(|source| lock(source).keep)
+    }
+
+    /// Takes the body away from the attempt that has it, unless it is not whole: then that one may go on.
     pub(crate) fn reclaim(&self) -> bool {
         let Some(source) = &self.0 else { return true };
-        let (complete, waiting) = {
+        let waiting = {
             let mut source = lock(source);
+            if !source.keep {
+                return false;
+            }
             source.attempt += 1;
-            (source.keep, source.waiting.take())
+            source.reading = false;
+            source.waiting.take()
         };
         // The earlier attempt may still be at its upload, and must learn that it is over.
         if let Some(waiting) = waiting {
             waiting.wake();
         }
-        complete
+        true
     }
 
     /// The body for another attempt, after [`reclaim`](Self::reclaim).
@@ -189,6 +221,7 @@ impl<B> Copy<B> {
             Some(source) => {
                 let mut unread = lock(source);
                 (unread.read, unread.trailers_read) = (0, false);
+                unread.reading = true;
                 Kind::Replayed(Reader {
                     source: source.clone(),
                     attempt: unread.attempt,
@@ -211,91 +244,77 @@ impl<B> Source<B> {
     fn stop_keeping(&mut self) {
         if self.keep {
             self.keep = false;
-            for chunk in self.chunks.drain(..self.read) {
-                self.held.give_back(chunk.len());
+            let read = if self.reading {
+                self.read
+            } else {
+                self.chunks.len()
+            };
+            for chunk in self.chunks.drain(..read) {
+                self.held.give_back(chunk.len() + CHUNK);
             }
             self.read = 0;
         }
     }
 
-    /// The next frame of what was read from the body in an earlier attempt.
+    /// The next frame of what was read from the body before.
     fn next_kept(&mut self) -> Option<Frame<Bytes>> {
         let chunk = if self.keep {
-            self.chunks
-                .get(self.read)
-                .cloned()
-                .inspect(|_| self.read += 1)
+            let chunk = self.chunks.get(self.read).cloned();
+            chunk.inspect(|_| self.read += 1)
         } else {
-            self.chunks
-                .pop_front()
-                .inspect(|chunk| self.held.give_back(chunk.len()))
+            let chunk = self.chunks.pop_front();
+            chunk.inspect(|chunk| self.held.give_back(chunk.len() + CHUNK))
         };
         if let Some(chunk) = chunk {
             return Some(Frame::data(chunk));
         }
-        let trailers = self
-            .trailers
-            .as_ref()
-            .filter(|_| !self.trailers_read)
-            .cloned()?;
+        let unread = self.trailers.as_ref().filter(|_| !self.trailers_read);
+        let trailers = unread.cloned()?;
         self.trailers_read = true;
         Some(Frame::trailers(trailers))
     }
 
-    fn keep(&mut self, frame: &Frame<Bytes>) {
-        if let Some(chunk) = frame.data_ref() {
-            let fits = self.held.bytes.saturating_add(chunk.len()) <= self.limit;
-            if fits && self.held.grow(chunk.len()) {
-                self.chunks.push_back(chunk.clone());
-                self.read += 1;
-            } else {
+    /// Keeps a frame that was read, if there is room for it, and in any case what a reader has read that is no more the
+    /// latest.
+    fn keep(&mut self, frame: &Frame<Bytes>, by_latest: bool) {
+        if by_latest && !self.keep {
+            return;
+        }
+        if let Some(chunk) = frame.data_ref().filter(|chunk| !chunk.is_empty()) {
+            let cost = chunk.len() + CHUNK;
+            self.size = self.size.saturating_add(chunk.len());
+            if !(self.keep && self.size <= self.limit && self.held.grow(cost)) {
                 self.stop_keeping();
+                if by_latest {
+                    return;
+                }
+                self.held.take(cost);
             }
+            self.chunks.push_back(chunk.clone());
+            self.read += usize::from(by_latest);
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
-            self.trailers_read = true;
+            self.trailers_read = by_latest;
         }
-    }
-}
-
-impl<B> Source<B>
-where
-    B: Body<Error: Into<BoxError>> + Unpin,
-{
-    /// The next frame of the caller's body. The lock is held over it: one reader has the body at a time, and another
-    /// thread waits for it only to take the body away.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(None);
-        };
-        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else {
-            self.waiting = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => {
-                let frame = in_bytes(frame);
-                if self.keep {
-                    self.keep(&frame);
-                }
-                Some(Ok(frame))
-            }
-            Some(Err(error)) => {
-                // What the caller could not send once cannot be sent twice.
-                self.stop_keeping();
-                self.body = None;
-                Some(Err(error.into()))
-            }
-            None => {
-                self.body = None;
-                None
-            }
-        })
     }
 }
 
 fn in_bytes<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
     frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
+}
+
+/// The caller's body is polled as long as this lives. If that panics the body has failed.
+struct Polling<'a, B>(&'a Mutex<Source<B>>);
+
+impl<B> Drop for Polling<'_, B> {
+    fn drop(&mut self) {
+        let mut source = lock(self.0);
+        source.body = Origin::Failed;
+        source.stop_keeping();
+        let waiting = source.waiting.take();
+        drop(source);
+        waiting.into_iter().for_each(Waker::wake);
+    }
 }
 
 impl<B> Reader<B>
@@ -305,12 +324,56 @@ where
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut source = lock(&self.source);
         if source.attempt != self.attempt {
-            return Poll::Ready(Some(Err(Superseded.into())));
+            return Poll::Ready(Some(Err(Lost::ToAnother.into())));
         }
-        match source.next_kept() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None => source.poll_body(cx),
+        if let Some(frame) = source.next_kept() {
+            return Poll::Ready(Some(Ok(frame)));
         }
+        let mut body = match mem::replace(&mut source.body, Origin::Away) {
+            Origin::Here(body) => body,
+            Origin::Away => {
+                source.waiting = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Origin::Ended => {
+                source.body = Origin::Ended;
+                return Poll::Ready(None);
+            }
+            Origin::Failed => {
+                source.body = Origin::Failed;
+                return Poll::Ready(Some(Err(Lost::Failed.into())));
+            }
+        };
+        source.waiting = Some(cx.waker().clone());
+        drop(source);
+
+        let polling = Polling(&self.source);
+        let polled = Pin::new(&mut body).poll_frame(cx);
+        let polled = polled.map(|frame| frame.map(|frame| frame.map(in_bytes).map_err(Into::into)));
+        mem::forget(polling);
+
+        let mut source = lock(&self.source);
+        let latest = source.attempt == self.attempt;
+        source.body = match &polled {
+            Poll::Pending | Poll::Ready(Some(Ok(_))) => Origin::Here(body),
+            Poll::Ready(None) => Origin::Ended,
+            // What the caller could not send once cannot be sent twice.
+            Poll::Ready(Some(Err(_))) => {
+                source.stop_keeping();
+                Origin::Failed
+            }
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            source.keep(frame, latest);
+        }
+        if latest {
+            return polled;
+        }
+        // It was taken over meanwhile, and the later reader may wait for the body to come back.
+        let waiting = source.waiting.take();
+        drop(source);
+        waiting.into_iter().for_each(Waker::wake);
+        Poll::Ready(Some(Err(Lost::ToAnother.into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -318,26 +381,43 @@ where
         source.attempt == self.attempt
             && source.chunks.len() == source.read
             && (source.trailers_read || source.trailers.is_none())
-            && source.body.as_ref().is_none_or(Body::is_end_stream)
+            && match &source.body {
+                Origin::Here(body) => body.is_end_stream(),
+                Origin::Ended => true,
+                Origin::Away | Origin::Failed => false,
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
         let source = lock(&self.source);
-        let unread = source
-            .chunks
-            .range(source.read..)
-            .map(|chunk| chunk.len() as u64)
-            .sum::<u64>();
-        let rest = source
-            .body
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let unread = source.chunks.range(source.read..);
+        let unread = unread.map(|chunk| chunk.len() as u64).sum::<u64>();
+        let rest = match &source.body {
+            Origin::Here(body) => body.size_hint(),
+            Origin::Ended => SizeHint::with_exact(0),
+            Origin::Away | Origin::Failed => SizeHint::default(),
+        };
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(unread));
         if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(unread)) {
             hint.set_upper(upper);
         }
         hint
+    }
+}
+
+impl<B> Drop for Reader<B> {
+    fn drop(&mut self) {
+        let mut source = lock(&self.source);
+        if source.attempt == self.attempt {
+            source.reading = false;
+            if !source.keep {
+                // Nobody will read what is left.
+                source.chunks.clear();
+                let bytes = source.held.bytes;
+                source.held.give_back(bytes);
+            }
+        }
     }
 }
 
@@ -379,17 +459,23 @@ where
     }
 }
 
-/// The error of a request's body that has gone to a later attempt.
+/// The error of a request body that there is no more of.
 #[derive(Debug)]
-struct Superseded;
+enum Lost {
+    ToAnother,
+    Failed,
+}
 
-impl fmt::Display for Superseded {
+impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a later attempt has taken over the request body")
+        f.write_str(match self {
+            Self::ToAnother => "a later attempt has taken over the request body",
+            Self::Failed => "the request body has failed before",
+        })
     }
 }
 
-impl Error for Superseded {}
+impl Error for Lost {}
 
 #[cfg(test)]
 mod tests {
@@ -449,11 +535,11 @@ mod tests {
             let (mut body, copy) =
                 ReplayBody::copied(stream(frames.into_iter().map(data).collect()), 8, &memory);
             next(&mut body);
-            assert_eq!(memory.used(), 4, "the chunks are kept as they pass");
+            assert_eq!(memory.used(), 4 + CHUNK, "the chunks are kept as they pass");
             next(&mut body);
             assert_eq!(
                 memory.used(),
-                if complete { size } else { 0 },
+                if complete { size + 2 * CHUNK } else { 0 },
                 "too many are freed at once"
             );
             assert!(next(&mut body).is_none(), "the attempt in flight completes");
@@ -531,11 +617,10 @@ mod tests {
             }
             // What the caller gets may depend on whether another attempt is still possible, what the server gets may not.
             if chunks.len() % 2 == 0 {
-                next(&mut body);
+                let first = next(&mut body).and_then(|frame| frame.unwrap().into_data().ok());
                 drop(copy);
-                let rest = read(body);
-                let skipped = chunks.first().map_or(0, Vec::len);
-                prop_assert_eq!(rest.0, chunks.concat()[skipped..].to_vec());
+                let rest = read(body).0;
+                prop_assert_eq!([first.unwrap_or_default(), rest].concat(), chunks.concat());
             } else {
                 let expected = (Bytes::from(chunks.concat()), with_trailers.then(trailers));
                 prop_assert_eq!(read(body), expected);
@@ -560,7 +645,7 @@ mod tests {
     // promise: RT-26
     #[test]
     fn when_the_memory_is_used_up_a_body_passes_without_a_copy() {
-        let memory = Memory::new(10);
+        let memory = Memory::new(10 + 2 * CHUNK);
         let (mut first, first_copy) =
             ReplayBody::copied(stream(vec![data("12345678")]), 100, &memory);
         next(&mut first);
@@ -568,7 +653,7 @@ mod tests {
             ReplayBody::copied(stream(vec![data("123"), data("456")]), 100, &memory);
         assert_eq!(read(second).0, "123456", "it is never held up");
         assert!(first_copy.reclaim() && !second_copy.reclaim());
-        assert_eq!(memory.used(), 8);
+        assert_eq!(memory.used(), 8 + CHUNK);
         drop(first_copy);
         assert_eq!(
             memory.used(),
@@ -632,7 +717,7 @@ mod tests {
         drop(copy);
         assert_eq!(
             memory.used(),
-            3,
+            3 + CHUNK,
             "of what was kept, the second chunk has not been sent again"
         );
         assert_eq!(body.size_hint().lower(), 3);
@@ -658,5 +743,109 @@ mod tests {
         assert!(!reader.is_woken());
         sender.send(Frame::data("one".into())).unwrap();
         assert!(reader.is_woken());
+    }
+
+    /// Gives a frame, panics, and then claims to have ended.
+    struct PanicsOnce(u8);
+
+    impl Body for PanicsOnce {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            self.0 += 1;
+            match self.0 {
+                1 => Poll::Ready(Some(data("half"))),
+                2 => panic!("this body panics"),
+                _ => Poll::Ready(None),
+            }
+        }
+    }
+
+    // promise: RT-25
+    #[test]
+    fn a_body_that_panicked_is_not_replayed_and_does_not_end() {
+        let memory = Memory::new(1_000);
+        let (mut body, copy) = ReplayBody::copied(PanicsOnce(0), 100, &memory);
+        next(&mut body);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| next(&mut body)));
+        assert!(panicked.is_err());
+        assert!(!copy.is_whole() && !copy.reclaim());
+        assert!(!body.is_end_stream());
+        let error = next(&mut body).unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "the request body has failed before");
+        assert_eq!(memory.used(), 0);
+    }
+
+    /// Drops what it was given when it is polled.
+    struct Drops(Option<Copy<Drops>>);
+
+    impl Body for Drops {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            self.0 = None;
+            Poll::Ready(Some(data("one")))
+        }
+    }
+
+    // promise: RT-26
+    #[test]
+    fn a_body_may_do_as_it_likes_with_its_call() {
+        let (mut body, copy) = ReplayBody::copied(Drops(None), 100, &Memory::new(1_000));
+        let Kind::Replayed(reader) = &body.0 else {
+            panic!("it has a reader")
+        };
+        lock(&reader.source).body = Origin::Here(Drops(Some(copy)));
+        // With the lock held over the poll this would wait for ever.
+        assert!(next(&mut body).unwrap().is_ok());
+    }
+
+    // promise: RT-26
+    #[test]
+    fn a_reader_that_outlives_its_call_holds_no_memory() {
+        let memory = Memory::new(1_000);
+        let (mut first, copy) =
+            ReplayBody::copied(stream(vec![data("one"), data("two")]), 100, &memory);
+        (0..3).for_each(|_| drop(next(&mut first)));
+        assert_eq!(memory.used(), 6 + 2 * CHUNK);
+        assert!(copy.reclaim());
+        let second = copy.replay();
+        drop(copy);
+        assert_eq!(
+            memory.used(),
+            6 + 2 * CHUNK,
+            "the second attempt has not read them"
+        );
+        drop(second);
+        assert_eq!(memory.used(), 0, "nobody will");
+        assert!(next(&mut first).unwrap().is_err());
+
+        let (mut first, copy) =
+            ReplayBody::copied(stream(vec![data("one"), data("two")]), 100, &memory);
+        next(&mut first);
+        assert!(copy.reclaim());
+        drop(copy);
+        assert_eq!(memory.used(), 0, "there was no second attempt");
+    }
+
+    // promise: RT-26
+    #[test]
+    fn a_chunk_costs_what_it_takes_and_an_empty_one_nothing() {
+        let memory = Memory::new(1_000);
+        let frames = (0..100)
+            .map(|n| data(if n % 2 == 0 { "" } else { "x" }))
+            .collect();
+        let (body, copy) = ReplayBody::copied(stream(frames), 100, &memory);
+        assert_eq!(read(body).0.len(), 50);
+        assert!(!copy.is_whole(), "50 chunks take more than 1,000 bytes");
+        assert_eq!(memory.used(), 0);
     }
 }

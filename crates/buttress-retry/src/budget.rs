@@ -24,13 +24,12 @@ const DEFAULT_KEYS: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
 ///
 /// | | starts with | a success pays in | a retry costs |
 /// |---|---|---|---|
-/// | [`Budget::tokens`], the default | 500 | 1; after retries, what the last of them cost | 14, or 5 when throttled |
+/// | [`Budget::tokens`], the default | 500 | 1; after retries, what the last of them took of the tokens | 14, or 5 when throttled |
 /// | [`Budget::ratio`] | nothing | the ratio | 1 |
 /// | [`Budget::unlimited`] | | | nothing |
 ///
 /// Each authority (`host:port`) has an account of its own. An account is kept while it differs from a new one, for at
-/// most [`max_keys`](Self::max_keys) authorities; beyond those, the one among eight that has the most left is forgotten,
-/// and with it what it has spent.
+/// most [`max_keys`](Self::max_keys) authorities; beyond those, the one among eight that differs least is forgotten.
 ///
 /// Deposits come from successes alone. A budget that is funded by *requests*, as Finagle's, still pays for retries when
 /// everything fails, which keeps a service down that has lost capacity for a moment. The default's numbers are those of
@@ -231,6 +230,14 @@ impl Rules {
         }
     }
 
+    /// How much would be forgotten with an account: what it has spent, or saved up.
+    fn worth(&self, account: &Account) -> u64 {
+        match account.floor_until {
+            Some(_) => u64::MAX,
+            None => account.balance.abs_diff(self.start),
+        }
+    }
+
     fn is_as_new(&self, account: &Account, now: Option<Instant>) -> bool {
         account.balance == self.start
             && account
@@ -301,7 +308,8 @@ impl Pool {
     pub(crate) fn succeeded(&self, key: u64, last: Option<Payment>) {
         self.with(key, |rules, account, _| {
             let deposit = Payment::Balance(rules.deposit);
-            rules.pay_in(account, last.filter(|_| rules.refunds).unwrap_or(deposit));
+            let refund = last.filter(|last| rules.refunds && *last != Payment::Floor);
+            rules.pay_in(account, refund.unwrap_or(deposit));
         });
     }
 
@@ -314,7 +322,7 @@ impl Pool {
         let rules = self.rules.as_ref()?;
         let now = rules.now();
         let mut accounts = lock(&self.accounts);
-        let account = accounts.entry(key, || rules.open(), |account| u64::MAX - account.balance);
+        let account = accounts.entry(key, || rules.open(), |account| rules.worth(account));
         let done = work(rules, account, now);
         if rules.is_as_new(account, now) {
             accounts.remove(key);

@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
 use crate::{
-    Cause, Event, Outcome,
+    Cause, DelaySource, Event, Outcome,
     budget::Payment,
     layer::Shared,
     policy::{Decision, Progress},
@@ -56,6 +56,8 @@ enum State<F, D> {
     Sleeping,
     /// The service below gets ready for another attempt; the timer is the end of the call's time.
     Readying,
+    /// The call's time was over before it began.
+    Late,
     Ended,
 }
 
@@ -74,8 +76,12 @@ pub(crate) struct Call<S, C, R, Copy, Res> {
     payment: Option<Payment>,
     /// When the backoff ends, while it lasts: the retry that was paid for has not been sent.
     wake_at: Option<Instant>,
+    /// Is the server to see the retry at that moment, and no later?
+    exact: bool,
     /// The last real outcome, for the case that nothing better comes.
     last: Option<Box<Result<Res, BoxError>>>,
+    /// Does it say that nothing was sent? That must not be said of a later attempt that was.
+    last_unsent: bool,
     ended: bool,
 }
 
@@ -104,12 +110,23 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             .map(sleep)
     }
 
+    fn backoff_left(&self) -> Option<Duration> {
+        self.wake_at
+            .map(|wake_at| wake_at.saturating_duration_since(clock::now()))
+    }
+
     /// The timer of the backoff, if any of it is left.
     fn backoff_timer(&self) -> Option<Sleep> {
-        let left = self
-            .wake_at
-            .map(|wake_at| wake_at.saturating_duration_since(clock::now()));
-        left.filter(|left| !left.is_zero()).map(sleep)
+        self.backoff_left()
+            .filter(|left| !left.is_zero())
+            .map(sleep)
+    }
+
+    /// How long a response may be read before it is given up.
+    fn drain_time(&self, most: Duration) -> Duration {
+        let backoff = self.backoff_left().filter(|_| self.exact);
+        let limits = [self.time_left(), backoff];
+        limits.into_iter().flatten().fold(most, Duration::min)
     }
 
     /// Gives back what a retry has cost that was not sent.
@@ -126,6 +143,13 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             outcome,
             sends: self.sends,
         });
+    }
+
+    /// Ends a call whose retry was paid for, but not sent.
+    fn give_up(&mut self, outcome: Outcome, error: BoxError) -> Result<Res, BoxError> {
+        self.give_back();
+        self.end(outcome);
+        self.last.take().map_or(Err(error), |last| *last)
     }
 }
 
@@ -244,19 +268,18 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             Ok((_, copy)) => copy,
             Err(reason) => return Next::Stop(*reason),
         };
+        if !replay.is_whole(copy) {
+            return Next::Stop(Outcome::BodyNotReplayable);
+        }
         let key = *self
             .key
             .get_or_insert_with(|| replay.key_of_copy(copy, &KeyMaker(pool)));
         let Some(payment) = pool.withdraw(key, throttled) else {
             return Next::Stop(Outcome::Budget);
         };
-        // Not before it is certain: the response that is retried away may need the upload to go on.
-        if !replay.reclaim(copy) {
-            pool.give_back(key, payment);
-            return Next::Stop(Outcome::BodyNotReplayable);
-        }
         self.payment = Some(payment);
         self.wake_at = Some(clock::now() + delay);
+        self.exact = source == DelaySource::Pushback;
         events.emit(&Event::Retry {
             number: self.progress.retries,
             delay,
@@ -265,6 +288,15 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             verdict,
         });
         Next::Retry
+    }
+
+    /// Takes the body back from the attempt that is over, which may have read more of it than can be kept.
+    fn reclaim<Req>(&self) -> bool
+    where
+        R: Replay<Req, Copy = Copy>,
+    {
+        let again = self.again.as_ref();
+        again.is_ok_and(|(_, copy)| self.shared.replay.reclaim(copy))
     }
 
     /// A success pays in for retries to come.
@@ -302,8 +334,9 @@ where
     R: Replay<Req> + Settle<S::Response>,
     S: Service<R::Request>,
 {
+    /// A call whose first attempt is under way, or whose time is over already.
     pub(crate) fn new(
-        attempt: S::Future,
+        attempt: Option<S::Future>,
         shared: Arc<Shared<C, R>>,
         plan: Plan,
         key: Option<u64>,
@@ -319,9 +352,10 @@ where
             (own, outer) => own.or(outer),
         };
         let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
+        let sends = u32::from(attempt.is_some());
         // In one piece, so that it is made where it is needed: it is too large to be moved for nothing.
         Self {
-            state: State::Attempting(attempt),
+            state: attempt.map_or(State::Late, State::Attempting),
             timer: shared.policy.attempt_limit(0, left).map(sleep),
             call: Call {
                 shared,
@@ -330,10 +364,12 @@ where
                 key,
                 deadline,
                 progress: Progress::default(),
-                sends: 1,
+                sends,
                 payment: None,
                 wake_at: None,
+                exact: false,
                 last: None,
+                last_unsent: false,
                 ended: false,
             },
         }
@@ -366,7 +402,6 @@ where
                                 call.end(outcome);
                                 return Poll::Ready(Ok(response));
                             }
-                            this.timer.set(Some(sleep(replay.drain_time())));
                             let draining = Box::new(replay.drain(response));
                             this.state.set(State::Draining(Some(draining)));
                             continue;
@@ -380,15 +415,26 @@ where
                     this.state.set(State::Ended);
                     this.timer.set(None);
                     let ended = call.judge_error(&error, timed_out);
-                    if let Next::Stop(outcome) = call.next(&ended) {
+                    let next = call.next(&ended);
+                    // What this side made up is no better than what a server said, but it may have been applied.
+                    let real = match ended.cause {
+                        Cause::Refused => false,
+                        Cause::TimedOut => call.last_unsent,
+                        _ => true,
+                    };
+                    if let Next::Stop(outcome) = next {
                         call.end(outcome);
-                        // What this side made up is no better than what a server said.
-                        let made_up = matches!(ended.cause, Cause::TimedOut | Cause::Refused);
-                        let last = call.last.take().filter(|_| made_up);
+                        let last = call.last.take().filter(|_| !real);
                         return Poll::Ready(last.map_or(Err(error), |last| *last));
                     }
-                    if call.last.is_none() || ended.cause == Cause::Error {
+                    if call.last.is_none() || real {
                         call.last = Some(Box::new(Err(error)));
+                        call.last_unsent = ended.verdict.applied == Applied::No;
+                    }
+                    if !call.reclaim() {
+                        return Poll::Ready(
+                            call.give_up(Outcome::BodyNotReplayable, TimedOut.into()),
+                        );
                     }
                     this.timer.set(call.backoff_timer());
                     this.state.set(State::Sleeping);
@@ -397,11 +443,22 @@ where
                     if let Some(body) = draining
                         && R::poll_drain(body, cx).is_pending()
                     {
+                        if this.timer.is_none() {
+                            let limit = call.drain_time(call.shared.replay.drain_time());
+                            this.timer.set(Some(sleep(limit)));
+                        }
                         ready!(poll_timer(this.timer.as_mut(), cx));
                     }
-                    call.last = draining
-                        .take()
-                        .map(|draining| Box::new(Ok(R::drained(*draining))));
+                    let drained = draining.take().map(|draining| R::drained(*draining));
+                    call.last = drained.map(|response| Box::new(Ok(response)));
+                    call.last_unsent = false;
+                    // Not before: an answer that comes during the upload may need it to go on.
+                    if !call.reclaim() {
+                        this.state.set(State::Ended);
+                        return Poll::Ready(
+                            call.give_up(Outcome::BodyNotReplayable, TimedOut.into()),
+                        );
+                    }
                     this.timer.set(call.backoff_timer());
                     this.state.set(State::Sleeping);
                 }
@@ -416,7 +473,11 @@ where
                     let Ok((service, copy)) = &mut call.again else {
                         unreachable!("a retry has what it needs")
                     };
+                    let over = call
+                        .deadline
+                        .is_some_and(|deadline| deadline <= clock::now());
                     let (outcome, error) = match service.poll_ready(cx) {
+                        _ if over => (Outcome::Deadline, TimedOut.into()),
                         Poll::Ready(Ok(())) => {
                             let max = call.shared.policy.max_retries.saturating_add(1);
                             let attempt = Attempt {
@@ -439,9 +500,12 @@ where
                     };
                     this.state.set(State::Ended);
                     this.timer.set(None);
-                    call.give_back();
-                    call.end(outcome);
-                    return Poll::Ready(call.last.take().map_or(Err(error), |last| *last));
+                    return Poll::Ready(call.give_up(outcome, error));
+                }
+                StateProj::Late => {
+                    this.state.set(State::Ended);
+                    call.end(Outcome::Deadline);
+                    return Poll::Ready(Err(TimedOut.into()));
                 }
                 StateProj::Ended => panic!("a future was polled after it had ended"),
             }

@@ -71,7 +71,7 @@ impl Head {
         &self.method
     }
 
-    pub(crate) fn authority(&self) -> Option<&[u8]> {
+    fn authority(&self) -> Option<&[u8]> {
         Some(&self.text[..self.authority]).filter(|authority| !authority.is_empty())
     }
 
@@ -92,7 +92,7 @@ impl Head {
         parts
     }
 
-    fn uri(&self) -> Uri {
+    pub(crate) fn uri(&self) -> Uri {
         let path = &self.text[self.authority..self.path];
         let mut parts = uri::Parts::default();
         parts.scheme.clone_from(&self.scheme);

@@ -142,7 +142,7 @@ impl Policy {
         match hint {
             Hint::After(wait) if wait > Duration::ZERO => {
                 // Honoured to the moment, it would bring every client back in the same moment.
-                let latest = wait.saturating_mul(3) / 2;
+                let latest = wait.saturating_add(wait / 2);
                 let latest = time_left.map_or(latest, |left| {
                     latest.min(left.saturating_sub(Duration::from_nanos(1)))
                 });

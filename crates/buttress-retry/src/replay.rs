@@ -1,6 +1,7 @@
 //! What a protocol knows of sending a request again: of which ones there may be two, and how to make the second.
 
 use std::{
+    hash::{Hash, Hasher},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -8,8 +9,9 @@ use std::{
 
 use buttress_core::{BoxError, Deadline, Kind, Verdict};
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{HOST, UPGRADE},
+    uri::{self, Scheme},
 };
 use http_body::Body;
 
@@ -125,7 +127,10 @@ pub trait Replay<Req>: sealed::Sealed {
     /// The request for the first attempt; if a copy is to be kept, and can be, that is put in its place.
     #[doc(hidden)]
     fn send(&self, request: Req, keep: bool, copy: &mut Option<Self::Copy>) -> Self::Request;
-    /// Takes what was sent back from the attempt that had it. Can it be sent again?
+    /// Can it be sent again?
+    #[doc(hidden)]
+    fn is_whole(&self, copy: &Self::Copy) -> bool;
+    /// Takes it away from the attempt that has it, if it can be sent again.
     #[doc(hidden)]
     fn reclaim(&self, copy: &Self::Copy) -> bool;
     #[doc(hidden)]
@@ -163,9 +168,39 @@ pub trait Settle<Res>: sealed::Sealed {
 #[derive(Debug)]
 pub struct KeyMaker<'a>(pub(crate) &'a Pool);
 
+/// The one who has an account, however it is spelled.
+struct Authority<'a> {
+    host: &'a str,
+    port: u16,
+}
+
+impl Hash for Authority<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for byte in self.host.trim_end_matches('.').bytes() {
+            state.write_u8(byte.to_ascii_lowercase());
+        }
+        state.write_u16(self.port);
+    }
+}
+
 impl KeyMaker<'_> {
-    fn of(&self, authority: Option<&[u8]>) -> u64 {
-        self.0.key(authority)
+    /// The key of an HTTP request: its authority, or its `Host`; all requests that have neither share one.
+    fn http(&self, uri: &Uri, host: Option<&[u8]>) -> u64 {
+        let default = if uri.scheme() == Some(&Scheme::HTTPS) {
+            443
+        } else {
+            80
+        };
+        let named = host.and_then(|host| uri::Authority::try_from(host).ok());
+        let authority = uri.authority().or(named.as_ref());
+        self.0.key(authority.map(|authority| Authority {
+            host: authority.host(),
+            port: authority.port_u16().unwrap_or(default),
+        }))
+    }
+
+    fn one(&self) -> u64 {
+        self.0.key(None::<Authority<'_>>)
     }
 }
 
@@ -201,6 +236,10 @@ where
         request
     }
 
+    fn is_whole(&self, _: &Req) -> bool {
+        true
+    }
+
     fn reclaim(&self, _: &Req) -> bool {
         true
     }
@@ -210,11 +249,11 @@ where
     }
 
     fn key(&self, _: &Req, keys: &KeyMaker<'_>) -> u64 {
-        keys.of(None)
+        keys.one()
     }
 
     fn key_of_copy(&self, _: &Req, keys: &KeyMaker<'_>) -> u64 {
-        keys.of(None)
+        keys.one()
     }
 }
 
@@ -331,6 +370,10 @@ where
         request
     }
 
+    fn is_whole(&self, copy: &HttpCopy<B>) -> bool {
+        copy.body.is_whole()
+    }
+
     fn reclaim(&self, copy: &HttpCopy<B>) -> bool {
         copy.body.reclaim()
     }
@@ -338,26 +381,21 @@ where
     fn send_again(&self, copy: &HttpCopy<B>, attempt: Attempt) -> Self::Request {
         let mut parts = copy.head.parts();
         if let Some(name) = &self.resend_header {
-            parts
-                .headers
-                .insert(name, HeaderValue::from(attempt.number - 1));
+            // A head that has no room for it goes without.
+            let count = HeaderValue::from(attempt.number - 1);
+            let _ = parts.headers.try_insert(name, count);
         }
         parts.extensions.insert(attempt);
         Request::from_parts(parts, copy.body.replay())
     }
 
     fn key(&self, request: &Request<B>, keys: &KeyMaker<'_>) -> u64 {
-        let host = || request.headers().get(HOST).map(HeaderValue::as_bytes);
-        keys.of(request
-            .uri()
-            .authority()
-            .map(|authority| authority.as_str().as_bytes())
-            .or_else(host))
+        let host = request.headers().get(HOST).map(HeaderValue::as_bytes);
+        keys.http(request.uri(), host)
     }
 
     fn key_of_copy(&self, copy: &HttpCopy<B>, keys: &KeyMaker<'_>) -> u64 {
-        let host = || copy.head.header(&HOST);
-        keys.of(copy.head.authority().or_else(host))
+        keys.http(&copy.head.uri(), copy.head.header(&HOST))
     }
 }
 
@@ -375,7 +413,11 @@ where
     fn review(&self, special: Special, response: &Response<B>, verdict: Verdict) -> Verdict {
         let kind = match verdict.kind {
             Kind::Transient | Kind::Throttled if special.tunnel => Kind::Permanent,
-            Kind::Permanent if special.keyed && response.status() == StatusCode::CONFLICT => {
+            Kind::Permanent
+                if special.keyed
+                    && !special.tunnel
+                    && response.status() == StatusCode::CONFLICT =>
+            {
                 Kind::Transient
             }
             kind => kind,

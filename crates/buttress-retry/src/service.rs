@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use buttress_core::{BoxError, Classify};
+use buttress_core::{BoxError, Classify, clock};
 use tower_service::Service;
 
 use crate::{
@@ -55,6 +55,12 @@ where
             ..
         } = &*self.shared;
         let plan = replay.plan(&request);
+        if let Some(deadline) = plan.deadline
+            && deadline.0 <= clock::now()
+        {
+            let shared = self.shared.clone();
+            return ResponseFuture::new(None, shared, plan, None, Err(Outcome::Deadline));
+        }
         // While every account is full nobody needs to know whose it is.
         let key = (!pool.is_full()).then(|| replay.key(&request, &KeyMaker(pool)));
         let once = if policy.max_retries == 0 {
@@ -80,7 +86,7 @@ where
             Err(_) => &mut self.inner,
         };
         let attempt = service.call(request);
-        ResponseFuture::new(attempt, self.shared.clone(), plan, key, again)
+        ResponseFuture::new(Some(attempt), self.shared.clone(), plan, key, again)
     }
 }
 

@@ -17,30 +17,9 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use support::{
-    AnswerBody, Backend, Got, Hang, Log, Lost, Refused, Reply, Unsent, affordable, after, call,
-    full, get, keyed, post, status, with,
-};
+use support::*;
 use tokio_test::{assert_pending, task};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer};
-
-const HOST: &str = "http://a.example/";
-
-fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-fn count(count: u32) -> std::num::NonZeroU32 {
-    count.try_into().unwrap()
-}
-
-/// Delays that a test can name: 50 ms, 100 ms and so on.
-fn plain() -> RetryLayer {
-    let backoff = Backoff::exponential(millis(50), Duration::from_secs(20));
-    RetryLayer::http()
-        .backoff(backoff)
-        .throttled_backoff(backoff)
-}
 
 // ---- backoff ----
 
@@ -713,9 +692,8 @@ async fn a_body_that_says_it_is_too_large_is_sent_once_and_untouched() {
         let body = Full::new(Bytes::from(vec![7; size]));
         let (got, _) = call(&layer.layer(backend.clone()), keyed(HOST).map(|_| body)).await;
         assert_eq!((got, backend.sends()), (Got::status(503), sends));
-        let whole = |request: &support::Arrived| {
-            request.body.as_ref().is_some_and(|body| body.len() == size)
-        };
+        let whole =
+            |request: &Arrived| request.body.as_ref().is_some_and(|body| body.len() == size);
         assert!(backend.arrived().iter().all(whole));
     }
     assert_eq!(
@@ -754,38 +732,13 @@ async fn a_streaming_body_is_neither_delayed_nor_cut_short() {
             (10 * chunks + backoff..=12 * chunks + backoff).contains(&(took as usize)),
             "{took} ms"
         );
-        let whole = |request: &support::Arrived| {
-            request.body.as_ref().map(Bytes::len) == Some(1_024 * chunks)
-        };
+        let whole =
+            |request: &Arrived| request.body.as_ref().map(Bytes::len) == Some(1_024 * chunks);
         assert!(backend.arrived().iter().all(whole));
     }
 }
 
 // ---- the response that is retried away ----
-
-/// A body that sends some bytes, then nothing more for as long as it lives; it counts those alive.
-fn stalled(sent: usize, alive: &Arc<()>) -> Response<AnswerBody> {
-    let guard = alive.clone();
-    let chunk = Frame::data(Bytes::from(vec![b'x'; sent]));
-    let stream = tokio_stream(chunk, guard);
-    Response::builder()
-        .status(500)
-        .body(StreamBody::new(stream).boxed_unsync())
-        .unwrap()
-}
-
-fn tokio_stream(
-    chunk: Frame<Bytes>,
-    guard: Arc<()>,
-) -> impl futures_core::Stream<Item = Result<Frame<Bytes>, BoxError>> + Send {
-    let mut chunk = Some(chunk);
-    futures_util::stream::poll_fn(move |_| {
-        let _ = &guard;
-        chunk
-            .take()
-            .map_or(Poll::Pending, |chunk| Poll::Ready(Some(Ok(chunk))))
-    })
-}
 
 // promise: RT-27
 #[tokio::test(start_paused = true)]
@@ -1263,7 +1216,7 @@ async fn a_resend_header_is_absent_at_first_and_then_exact() {
     let numbers = async |layer: RetryLayer, request: Request<Full<Bytes>>| {
         let backend = Backend::new(|_| status(500));
         call(&layer.layer(backend.clone()), request).await;
-        let header = |request: &support::Arrived| {
+        let header = |request: &Arrived| {
             let lines = request.headers.get_all("x-resend").iter();
             lines
                 .map(|line| line.to_str().unwrap().to_owned())

@@ -11,12 +11,54 @@ use std::{
 };
 
 use buttress_core::{BoxError, Rejected, clock};
-use buttress_retry::{Attempt, Event, Outcome, ReplayBody, RetryLayer};
+use buttress_retry::{Attempt, Backoff, Event, Outcome, ReplayBody, RetryLayer};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body::Body;
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use tower::{Layer, Service, ServiceExt};
+
+pub(crate) const HOST: &str = "http://a.example/";
+
+pub(crate) fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(crate) fn count(count: u32) -> std::num::NonZeroU32 {
+    count.try_into().unwrap()
+}
+
+/// Delays that a test can name: 50 ms, 100 ms and so on.
+pub(crate) fn plain() -> RetryLayer {
+    let backoff = Backoff::exponential(millis(50), Duration::from_secs(20));
+    RetryLayer::http()
+        .backoff(backoff)
+        .throttled_backoff(backoff)
+}
+
+/// A body that sends some bytes, then nothing more for as long as it lives; it counts those alive.
+pub(crate) fn stalled(sent: usize, alive: &Arc<()>) -> Response<AnswerBody> {
+    let guard = alive.clone();
+    let chunk = Frame::data(Bytes::from(vec![b'x'; sent]));
+    let stream = tokio_stream(chunk, guard);
+    Response::builder()
+        .status(500)
+        .body(StreamBody::new(stream).boxed_unsync())
+        .unwrap()
+}
+
+fn tokio_stream(
+    chunk: Frame<Bytes>,
+    guard: Arc<()>,
+) -> impl futures_core::Stream<Item = Result<Frame<Bytes>, BoxError>> + Send {
+    let mut chunk = Some(chunk);
+    futures_util::stream::poll_fn(move |_| {
+        let _ = &guard;
+        chunk
+            .take()
+            .map_or(Poll::Pending, |chunk| Poll::Ready(Some(Ok(chunk))))
+    })
+}
 
 /// The body of an answer.
 pub(crate) type AnswerBody = UnsyncBoxBody<Bytes, BoxError>;
