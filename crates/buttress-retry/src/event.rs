@@ -7,7 +7,8 @@ use buttress_core::Verdict;
 /// Something that happened to a call. See the [crate docs](crate) for an example.
 ///
 /// The calls are the [`Finished`](Self::Finished) events. The requests that the service below got are their `sends`
-/// added up: the calls, and the [`Retry`](Self::Retry) events less those whose call ended before they were sent.
+/// added up: the calls, and the [`Retry`](Self::Retry) events less those whose call ended before they were sent. A call
+/// whose time was over before it began has none.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {

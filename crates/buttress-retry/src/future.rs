@@ -102,6 +102,18 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             .map(|deadline| deadline.saturating_duration_since(clock::now()))
     }
 
+    fn is_over(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| deadline <= clock::now())
+    }
+
+    fn next_attempt(&self) -> Attempt {
+        Attempt {
+            number: self.progress.retries.saturating_add(1),
+            max: self.shared.policy.max_retries.saturating_add(1),
+        }
+    }
+
     /// The timer of the next attempt.
     fn attempt_timer(&self) -> Option<Sleep> {
         self.shared
@@ -290,13 +302,54 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         Next::Retry
     }
 
-    /// Takes the body back from the attempt that is over, which may have read more of it than can be kept.
-    fn reclaim<Req>(&self) -> bool
+    /// An attempt came to no response: the end of the call, or nothing where a backoff follows.
+    fn failed<Req>(&mut self, error: BoxError, timed_out: bool) -> Option<Result<Res, BoxError>>
+    where
+        R: Replay<Req, Copy = Copy> + Settle<S::Response, Response = Res>,
+        C: Classify<S::Response>,
+        S: Service<R::Request>,
+    {
+        let ended = self.judge_error(&error, timed_out);
+        let next = self.next(&ended);
+        // What this side made up is no better than what a server said, but it may have been applied.
+        let real = match ended.cause {
+            Cause::Refused => false,
+            Cause::TimedOut => self.last_unsent,
+            _ => true,
+        };
+        if let Next::Stop(outcome) = next {
+            self.end(outcome);
+            let last = self.last.take().filter(|_| !real);
+            return Some(last.map_or(Err(error), |last| *last));
+        }
+        if self.last.is_none() || real {
+            self.last = Some(Box::new(Err(error)));
+            self.last_unsent = ended.verdict.applied == Applied::No;
+        }
+        self.reclaim()
+    }
+
+    /// A response was read before its backoff, as far as that was worth it.
+    fn drained<Req>(&mut self, response: Option<Res>) -> Option<Result<Res, BoxError>>
+    where
+        R: Replay<Req, Copy = Copy>,
+    {
+        self.last = response.map(|response| Box::new(Ok(response)));
+        self.last_unsent = false;
+        // Not before: an answer that comes during the upload may need it to go on.
+        self.reclaim()
+    }
+
+    /// Takes the body back from the attempt that is over. If that has read more than can be kept, the call is over too.
+    fn reclaim<Req>(&mut self) -> Option<Result<Res, BoxError>>
     where
         R: Replay<Req, Copy = Copy>,
     {
         let again = self.again.as_ref();
-        again.is_ok_and(|(_, copy)| self.shared.replay.reclaim(copy))
+        if again.is_ok_and(|(_, copy)| self.shared.replay.reclaim(copy)) {
+            return None;
+        }
+        Some(self.give_up(Outcome::BodyNotReplayable, TimedOut.into()))
     }
 
     /// A success pays in for retries to come.
@@ -414,27 +467,8 @@ where
                     };
                     this.state.set(State::Ended);
                     this.timer.set(None);
-                    let ended = call.judge_error(&error, timed_out);
-                    let next = call.next(&ended);
-                    // What this side made up is no better than what a server said, but it may have been applied.
-                    let real = match ended.cause {
-                        Cause::Refused => false,
-                        Cause::TimedOut => call.last_unsent,
-                        _ => true,
-                    };
-                    if let Next::Stop(outcome) = next {
-                        call.end(outcome);
-                        let last = call.last.take().filter(|_| !real);
-                        return Poll::Ready(last.map_or(Err(error), |last| *last));
-                    }
-                    if call.last.is_none() || real {
-                        call.last = Some(Box::new(Err(error)));
-                        call.last_unsent = ended.verdict.applied == Applied::No;
-                    }
-                    if !call.reclaim() {
-                        return Poll::Ready(
-                            call.give_up(Outcome::BodyNotReplayable, TimedOut.into()),
-                        );
+                    if let Some(end) = call.failed(error, timed_out) {
+                        return Poll::Ready(end);
                     }
                     this.timer.set(call.backoff_timer());
                     this.state.set(State::Sleeping);
@@ -450,17 +484,12 @@ where
                         ready!(poll_timer(this.timer.as_mut(), cx));
                     }
                     let drained = draining.take().map(|draining| R::drained(*draining));
-                    call.last = drained.map(|response| Box::new(Ok(response)));
-                    call.last_unsent = false;
-                    // Not before: an answer that comes during the upload may need it to go on.
-                    if !call.reclaim() {
+                    this.state.set(State::Sleeping);
+                    if let Some(end) = call.drained(drained) {
                         this.state.set(State::Ended);
-                        return Poll::Ready(
-                            call.give_up(Outcome::BodyNotReplayable, TimedOut.into()),
-                        );
+                        return Poll::Ready(end);
                     }
                     this.timer.set(call.backoff_timer());
-                    this.state.set(State::Sleeping);
                 }
                 StateProj::Sleeping => {
                     if this.timer.is_some() {
@@ -470,20 +499,13 @@ where
                     this.state.set(State::Readying);
                 }
                 StateProj::Readying => {
+                    let (attempt, over) = (call.next_attempt(), call.is_over());
                     let Ok((service, copy)) = &mut call.again else {
                         unreachable!("a retry has what it needs")
                     };
-                    let over = call
-                        .deadline
-                        .is_some_and(|deadline| deadline <= clock::now());
                     let (outcome, error) = match service.poll_ready(cx) {
                         _ if over => (Outcome::Deadline, TimedOut.into()),
                         Poll::Ready(Ok(())) => {
-                            let max = call.shared.policy.max_retries.saturating_add(1);
-                            let attempt = Attempt {
-                                number: call.progress.retries + 1,
-                                max,
-                            };
                             let request = call.shared.replay.send_again(copy, attempt);
                             call.wake_at = None;
                             call.sends += 1;

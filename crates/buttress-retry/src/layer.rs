@@ -117,7 +117,7 @@ impl<C, R> RetryLayer<C, R> {
     /// [`Deadline`](buttress_core::Deadline) among the extensions of an HTTP request, which counts where it is earlier.
     ///
     /// When the time is over the caller gets the last real outcome, or [`TimedOut`](crate::TimedOut) if there was none.
-    /// No delay is slept that ends after it.
+    /// No delay is slept that ends after it, and nothing is sent after it.
     ///
     /// # Panics
     ///
