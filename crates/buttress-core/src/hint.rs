@@ -172,6 +172,7 @@ mod tests {
                 seconds(900),
             ),
             ("ratelimit", r#""x";r=1;t=30"#, Hint::None),
+            ("ratelimit", r#""x";t=30"#, Hint::None),
             ("x-ratelimit-reset", "90", seconds(90)),
             ("x-ratelimit-reset", "784111897", seconds(784_111_897)),
         ] {

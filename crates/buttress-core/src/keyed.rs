@@ -110,6 +110,18 @@ mod tests {
         );
     }
 
+    #[test]
+    fn each_entry_is_looked_at_in_its_turn() {
+        let mut map = Keyed::new(NonZeroUsize::new(24).unwrap());
+        let worth = |key: &u64| u64::from(!(8..16).contains(key));
+        for key in 0..26 {
+            map.entry(key, || key, worth);
+        }
+        let gone: Vec<_> = (0..24).filter(|&key| map.get_mut(key).is_none()).collect();
+        // The first eight have no cheap one among them, the second have nothing else.
+        assert!(matches!(gone[..], [0..8, 8..16]), "{gone:?}");
+    }
+
     proptest! {
         #[test]
         fn it_agrees_with_a_plain_map_until_it_is_full(

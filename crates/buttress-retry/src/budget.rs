@@ -528,6 +528,26 @@ mod tests {
         );
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_account_whose_floor_is_whole_again_is_forgotten() {
+        let pool = Pool::new(Budget::ratio(0.2).floor(count(10)));
+        assert_eq!(pool.withdraw(1, false), Some(Payment::Floor));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let payment = pool.withdraw(1, false).unwrap();
+        pool.give_back(1, payment);
+        assert_eq!(lock(&pool.accounts).len(), 0);
+    }
+
+    // promise: RT-17
+    #[test]
+    fn an_account_whose_floor_is_in_use_is_remembered_the_longest() {
+        let keys = NonZeroUsize::new(8).unwrap();
+        let pool = Pool::new(Budget::ratio(0.2).floor(count(1)).max_keys(keys));
+        assert_eq!(pool.withdraw(0, false), Some(Payment::Floor));
+        (1..100).for_each(|host| pool.succeeded(host, None));
+        assert_eq!(pool.withdraw(0, false), None);
+    }
+
     #[test]
     fn a_success_after_retries_gives_the_last_cost_back() {
         let pool = Pool::new(Budget::tokens());
