@@ -214,16 +214,24 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         Ended { cause, verdict }
     }
 
-    /// Decides what follows, and pays for it.
+    /// Decides what follows, and pays for it. For a success, as most calls are, there is little to decide.
+    #[inline]
     fn next<Req>(&mut self, ended: &Ended) -> Next
     where
         R: Replay<Req, Copy = Copy>,
     {
-        let Ended { cause, verdict } = *ended;
-        if verdict.kind == Kind::Success {
+        if ended.verdict.kind == Kind::Success {
             self.pay_in::<Req>();
             return Next::Stop(self.progress.succeeded());
         }
+        self.next_after_failure(ended)
+    }
+
+    fn next_after_failure<Req>(&mut self, ended: &Ended) -> Next
+    where
+        R: Replay<Req, Copy = Copy>,
+    {
+        let Ended { cause, verdict } = *ended;
         let left = self.time_left();
         match cause {
             Cause::Refused => {
@@ -387,9 +395,25 @@ where
     R: Replay<Req> + Settle<S::Response>,
     S: Service<R::Request>,
 {
-    /// A call whose first attempt is under way, or whose time is over already.
-    pub(crate) fn new(
-        attempt: Option<S::Future>,
+    /// A call whose first attempt is under way.
+    pub(crate) fn begun(
+        attempt: S::Future,
+        shared: Arc<Shared<C, R>>,
+        plan: Plan,
+        key: Option<u64>,
+        again: Result<(S, R::Copy), Outcome>,
+    ) -> Self {
+        Self::new(State::Attempting(attempt), 1, shared, plan, key, again)
+    }
+
+    /// A call whose time was over before it began.
+    pub(crate) fn late(shared: Arc<Shared<C, R>>, plan: Plan) -> Self {
+        Self::new(State::Late, 0, shared, plan, None, Err(Outcome::Deadline))
+    }
+
+    fn new(
+        state: State<S::Future, R::Draining>,
+        sends: u32,
         shared: Arc<Shared<C, R>>,
         plan: Plan,
         key: Option<u64>,
@@ -405,10 +429,9 @@ where
             (own, outer) => own.or(outer),
         };
         let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
-        let sends = u32::from(attempt.is_some());
         // In one piece, so that it is made where it is needed: it is too large to be moved for nothing.
         Self {
-            state: attempt.map_or(State::Late, State::Attempting),
+            state,
             timer: shared.policy.attempt_limit(0, left).map(sleep),
             call: Call {
                 shared,
@@ -429,50 +452,22 @@ where
     }
 }
 
-impl<Req, S, C, R> Future for ResponseFuture<Req, S, C, R>
+impl<Req, S, C, R> ResponseFuture<Req, S, C, R>
 where
     R: Replay<Req> + Settle<S::Response>,
     C: Classify<S::Response>,
     S: Service<R::Request, Error: Into<BoxError>>,
 {
-    type Output = Result<R::Response, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    /// Goes from the end of an attempt to the next one, or to the end of the call, which it returns.
+    fn poll_between(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<R::Response, BoxError>>> {
         let mut this = self.project();
         let call = this.call;
         loop {
             match this.state.as_mut().project() {
-                StateProj::Attempting(attempt) => {
-                    let (error, timed_out) = match attempt.poll(cx) {
-                        Poll::Ready(Ok(response)) => {
-                            this.state.set(State::Ended);
-                            this.timer.set(None);
-                            let ended = call.judge_response(&response);
-                            let next = call.next(&ended);
-                            let replay = &call.shared.replay;
-                            if let Next::Stop(outcome) = next {
-                                let response = replay.pass(response);
-                                call.end(outcome);
-                                return Poll::Ready(Ok(response));
-                            }
-                            let draining = Box::new(replay.drain(response));
-                            this.state.set(State::Draining(Some(draining)));
-                            continue;
-                        }
-                        Poll::Ready(Err(error)) => (error.into(), false),
-                        Poll::Pending => {
-                            ready!(poll_timer(this.timer.as_mut(), cx));
-                            (TimedOut.into(), true)
-                        }
-                    };
-                    this.state.set(State::Ended);
-                    this.timer.set(None);
-                    if let Some(end) = call.failed(error, timed_out) {
-                        return Poll::Ready(end);
-                    }
-                    this.timer.set(call.backoff_timer());
-                    this.state.set(State::Sleeping);
-                }
+                StateProj::Attempting(_) => return Poll::Ready(None),
                 StateProj::Draining(draining) => {
                     if let Some(body) = draining
                         && R::poll_drain(body, cx).is_pending()
@@ -487,7 +482,7 @@ where
                     this.state.set(State::Sleeping);
                     if let Some(end) = call.drained(drained) {
                         this.state.set(State::Ended);
-                        return Poll::Ready(end);
+                        return Poll::Ready(Some(end));
                     }
                     this.timer.set(call.backoff_timer());
                 }
@@ -512,7 +507,7 @@ where
                             let attempt = service.call(request);
                             this.timer.set(call.attempt_timer());
                             this.state.set(State::Attempting(attempt));
-                            continue;
+                            return Poll::Ready(None);
                         }
                         Poll::Ready(Err(error)) => (Outcome::Refused, error.into()),
                         Poll::Pending => {
@@ -522,14 +517,64 @@ where
                     };
                     this.state.set(State::Ended);
                     this.timer.set(None);
-                    return Poll::Ready(call.give_up(outcome, error));
+                    return Poll::Ready(Some(call.give_up(outcome, error)));
                 }
                 StateProj::Late => {
                     this.state.set(State::Ended);
                     call.end(Outcome::Deadline);
-                    return Poll::Ready(Err(TimedOut.into()));
+                    return Poll::Ready(Some(Err(TimedOut.into())));
                 }
                 StateProj::Ended => panic!("a future was polled after it had ended"),
+            }
+        }
+    }
+}
+
+impl<Req, S, C, R> Future for ResponseFuture<Req, S, C, R>
+where
+    R: Replay<Req> + Settle<S::Response>,
+    C: Classify<S::Response>,
+    S: Service<R::Request, Error: Into<BoxError>>,
+{
+    type Output = Result<R::Response, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let mut this = self.as_mut().project();
+            let call = this.call;
+            if let StateProj::Attempting(attempt) = this.state.as_mut().project() {
+                let (error, timed_out) = match attempt.poll(cx) {
+                    Poll::Ready(Ok(response)) => {
+                        this.state.set(State::Ended);
+                        this.timer.set(None);
+                        let ended = call.judge_response(&response);
+                        let next = call.next(&ended);
+                        let replay = &call.shared.replay;
+                        if let Next::Stop(outcome) = next {
+                            let response = replay.pass(response);
+                            call.end(outcome);
+                            return Poll::Ready(Ok(response));
+                        }
+                        let draining = Box::new(replay.drain(response));
+                        this.state.set(State::Draining(Some(draining)));
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => (error.into(), false),
+                    Poll::Pending => {
+                        ready!(poll_timer(this.timer.as_mut(), cx));
+                        (TimedOut.into(), true)
+                    }
+                };
+                this.state.set(State::Ended);
+                this.timer.set(None);
+                if let Some(end) = call.failed(error, timed_out) {
+                    return Poll::Ready(end);
+                }
+                this.timer.set(call.backoff_timer());
+                this.state.set(State::Sleeping);
+            }
+            if let Some(end) = ready!(self.as_mut().poll_between(cx)) {
+                return Poll::Ready(end);
             }
         }
     }

@@ -58,8 +58,7 @@ where
         if let Some(deadline) = plan.deadline
             && deadline.0 <= clock::now()
         {
-            let shared = self.shared.clone();
-            return ResponseFuture::new(None, shared, plan, None, Err(Outcome::Deadline));
+            return ResponseFuture::late(self.shared.clone(), plan);
         }
         // While every account is full nobody needs to know whose it is.
         let key = (!pool.is_full()).then(|| replay.key(&request, &KeyMaker(pool)));
@@ -86,7 +85,7 @@ where
             Err(_) => &mut self.inner,
         };
         let attempt = service.call(request);
-        ResponseFuture::new(Some(attempt), self.shared.clone(), plan, key, again)
+        ResponseFuture::begun(attempt, self.shared.clone(), plan, key, again)
     }
 }
 
