@@ -92,6 +92,7 @@ fn can_be_keyed(method: &Method) -> bool {
 }
 
 /// What a request says of its call, read before it is gone.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub(crate) idempotent: bool,
@@ -99,6 +100,7 @@ pub struct Plan {
 }
 
 /// What a request says that matters only when it has failed.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Special {
     /// A key stands for the call: while the first attempt still runs, the server answers 409.
@@ -165,6 +167,7 @@ pub trait Settle<Res>: sealed::Sealed {
 }
 
 /// Makes the budget's key of an authority.
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct KeyMaker<'a>(pub(crate) &'a Pool);
 
@@ -303,6 +306,7 @@ pub struct HttpReplay<I = ByMethod> {
 }
 
 /// What an HTTP request is made from once more.
+#[doc(hidden)]
 #[derive(Debug)]
 pub struct HttpCopy<B> {
     head: Head,

@@ -26,11 +26,6 @@ impl<S, C, R> Retry<S, C, R> {
     pub(crate) fn new(inner: S, shared: Arc<Shared<C, R>>) -> Self {
         Self { inner, shared }
     }
-
-    /// The service below.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
 }
 
 impl<Req, S, C, R> Service<Req> for Retry<S, C, R>
