@@ -9,7 +9,7 @@ use std::{
 
 use buttress_core::{BoxError, Deadline, Kind, Verdict};
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{HOST, UPGRADE},
     uri::{self, Scheme},
 };
@@ -126,9 +126,15 @@ pub trait Replay<Req>: sealed::Sealed {
     fn plan(&self, request: &Req) -> Plan;
     #[doc(hidden)]
     fn special(&self, copy: &Self::Copy) -> Special;
-    /// The request for the first attempt; if a copy is to be kept, and can be, that is put in its place.
+    /// Is it small enough for a copy?
     #[doc(hidden)]
-    fn send(&self, request: Req, keep: bool, copy: &mut Option<Self::Copy>) -> Self::Request;
+    fn can_keep(&self, request: &Req) -> bool;
+    /// The request for the first attempt, a copy of which is put in its place.
+    #[doc(hidden)]
+    fn send(&self, request: Req, copy: &mut Option<Self::Copy>) -> Self::Request;
+    /// The request for the only attempt.
+    #[doc(hidden)]
+    fn send_once(&self, request: Req) -> Self::Request;
     /// Can it be sent again?
     #[doc(hidden)]
     fn is_whole(&self, copy: &Self::Copy) -> bool;
@@ -232,10 +238,16 @@ where
         Special::default()
     }
 
-    fn send(&self, request: Req, keep: bool, copy: &mut Option<Req>) -> Req {
-        if keep {
-            *copy = Some(request.clone());
-        }
+    fn can_keep(&self, _: &Req) -> bool {
+        true
+    }
+
+    fn send(&self, request: Req, copy: &mut Option<Req>) -> Req {
+        *copy = Some(request.clone());
+        request
+    }
+
+    fn send_once(&self, request: Req) -> Req {
         request
     }
 
@@ -327,6 +339,16 @@ impl<I> HttpReplay<I> {
     }
 }
 
+impl<I> HttpReplay<I> {
+    /// What the header says is what this layer has done.
+    #[inline]
+    fn without_resends(&self, headers: &mut HeaderMap) {
+        if let Some(name) = &self.resend_header {
+            headers.remove(name);
+        }
+    }
+}
+
 impl<B, I> Replay<Request<B>> for HttpReplay<I>
 where
     B: Body<Error: Into<BoxError>> + Unpin,
@@ -350,28 +372,23 @@ where
         }
     }
 
-    fn send(
-        &self,
-        request: Request<B>,
-        keep: bool,
-        copy: &mut Option<HttpCopy<B>>,
-    ) -> Self::Request {
-        let keep = keep && request.body().size_hint().lower() <= self.body_limit as u64;
-        let head = keep.then(|| Head::keep(&request));
-        // In one go, so that the large head is moved only once.
-        let mut request = request.map(|body| match head {
-            Some(head) => {
-                let (sent, body) = ReplayBody::copied(body, self.body_limit, &self.memory);
-                *copy = Some(HttpCopy { head, body });
-                sent
-            }
-            None => ReplayBody::passing(body),
-        });
-        if let Some(name) = &self.resend_header {
-            // What it says is what this layer has done.
-            request.headers_mut().remove(name);
-        }
-        request
+    fn can_keep(&self, request: &Request<B>) -> bool {
+        request.body().size_hint().lower() <= self.body_limit as u64
+    }
+
+    fn send(&self, request: Request<B>, copy: &mut Option<HttpCopy<B>>) -> Self::Request {
+        let kept = Head::keep(&request);
+        let (mut head, body) = request.into_parts();
+        self.without_resends(&mut head.headers);
+        let (sent, body) = ReplayBody::copied(body, self.body_limit, &self.memory);
+        *copy = Some(HttpCopy { head: kept, body });
+        Request::from_parts(head, sent)
+    }
+
+    fn send_once(&self, request: Request<B>) -> Self::Request {
+        let (mut head, body) = request.into_parts();
+        self.without_resends(&mut head.headers);
+        Request::from_parts(head, ReplayBody::passing(body))
     }
 
     fn is_whole(&self, copy: &HttpCopy<B>) -> bool {

@@ -57,29 +57,29 @@ where
         }
         // While every account is full nobody needs to know whose it is.
         let key = (!pool.is_full()).then(|| replay.key(&request, &KeyMaker(pool)));
-        let once = if policy.max_retries == 0 {
-            Some(Outcome::Attempts)
+        let keep = if policy.max_retries == 0 {
+            Err(Outcome::Attempts)
         } else if key.is_some_and(|key| !pool.affords(key)) {
-            Some(Outcome::Budget)
+            Err(Outcome::Budget)
+        } else if replay.can_keep(&request) {
+            Ok(())
         } else {
-            None
+            Err(Outcome::BodyNotReplayable)
         };
 
-        let mut copy = None;
-        let request = replay.send(request, once.is_none(), &mut copy);
-        let mut again = match copy {
-            Some(copy) => {
+        // A request is large: it is handed over where it is made, and moved no more than it must.
+        let (attempt, again) = match keep {
+            Ok(()) => {
                 // The service that was polled ready makes this call and the later ones; its clone takes its place.
                 let clone = self.inner.clone();
-                Ok((mem::replace(&mut self.inner, clone), copy))
+                let mut ready = mem::replace(&mut self.inner, clone);
+                let mut copy = None;
+                let attempt = ready.call(replay.send(request, &mut copy));
+                let again = copy.map(|copy| (ready, copy));
+                (attempt, again.ok_or(Outcome::BodyNotReplayable))
             }
-            None => Err(once.unwrap_or(Outcome::BodyNotReplayable)),
+            Err(reason) => (self.inner.call(replay.send_once(request)), Err(reason)),
         };
-        let service = match &mut again {
-            Ok((ready, _)) => ready,
-            Err(_) => &mut self.inner,
-        };
-        let attempt = service.call(request);
         ResponseFuture::begun(attempt, self.shared.clone(), plan, key, again)
     }
 }
