@@ -126,8 +126,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<&[u8]> {
 pub fn error(error: &(dyn Error + 'static)) -> Verdict {
     let verdict = |cause: &(dyn Error + 'static)| {
         if let Some(rejected) = cause.downcast_ref::<Rejected>() {
-            let hint = rejected.retry_after().map_or(Hint::None, Hint::After);
-            return Some(Verdict::REFUSED.with_hint(hint));
+            return Some(rejected.verdict());
         }
         if never_sent(cause) {
             return Some(Verdict::new(Kind::Transient, Applied::No));

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, error::Error, fmt, io, iter, sync::Arc, time::Duration};
 
+use crate::{Hint, Verdict};
+
 /// The error of a stack of layers.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -65,6 +67,12 @@ impl Rejected {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// What a refusal means for the call: it was not applied, and says nothing of the service below.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        Verdict::REFUSED.with_hint(self.retry_after.map_or(Hint::None, Hint::After))
     }
 
     /// Finds the refusal in an error, or in what caused it.

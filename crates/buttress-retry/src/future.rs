@@ -11,7 +11,7 @@ use std::{
 };
 
 use buttress_core::{
-    Applied, BoxError, Classify, Hint, Kind, Rejected, Verdict,
+    Applied, BoxError, Classify, Kind, Rejected, Verdict,
     clock::{self, Instant},
 };
 use pin_project::pin_project;
@@ -200,13 +200,10 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         let (cause, verdict) = if timed_out {
             (Cause::TimedOut, MAYBE)
         } else if let Some(rejected) = Rejected::find(&**error) {
-            let hint = rejected.retry_after().map_or(Hint::None, Hint::After);
-            let kind = if policy.retry_refusals {
-                Kind::Transient
-            } else {
-                Kind::Ignored
-            };
-            let verdict = Verdict::new(kind, Applied::No).with_hint(hint);
+            let mut verdict = rejected.verdict();
+            if policy.retry_refusals {
+                verdict.kind = Kind::Transient;
+            }
             (Cause::Refused, verdict)
         } else {
             (Cause::Error, classifier.classify(Err(error)))

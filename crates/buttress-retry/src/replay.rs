@@ -337,9 +337,7 @@ impl<I> HttpReplay<I> {
             drain_time: Duration::from_millis(50),
         }
     }
-}
 
-impl<I> HttpReplay<I> {
     /// What the header says is what this layer has done.
     #[inline]
     fn without_resends(&self, headers: &mut HeaderMap) {
