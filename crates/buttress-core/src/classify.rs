@@ -12,6 +12,11 @@ use crate::{Applied, BoxError, Hint, Kind, Rejected, Verdict, chain, hint};
 pub trait Classify<Res> {
     /// Judges the response, or the error in its place.
     fn classify(&self, result: Result<&Res, &BoxError>) -> Verdict;
+
+    /// Judges the trailers of a response whose head was judged before; by default they say nothing against it.
+    fn classify_trailers(&self, _trailers: &HeaderMap) -> Verdict {
+        Verdict::SUCCESS
+    }
 }
 
 impl<Res, F> Classify<Res> for F
@@ -58,7 +63,8 @@ impl<B> Classify<Response<B>> for Http {
     }
 }
 
-/// Judges gRPC responses by the status in their head, as a response without a message has it ("trailers-only").
+/// Judges gRPC responses by the status in their head, as a response without a message has it ("trailers-only"), or in
+/// their trailers.
 ///
 /// | status | kind | applied |
 /// |---|---|---|
@@ -83,27 +89,41 @@ impl<B> Classify<Response<B>> for Grpc {
             Ok(response) => response,
             Err(cause) => return error(&**cause),
         };
-        let hint = hint::grpc(response.headers());
-        let told = matches!(hint, Hint::Pushback(_));
-        let (kind, applied) = match grpc_status(response.headers()) {
-            None => match response.status() {
-                StatusCode::OK => return Verdict::SUCCESS,
-                StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT => (Kind::Transient, Applied::Maybe),
-                _ => (Kind::Permanent, Applied::Maybe),
-            },
-            Some(b"0") => return Verdict::SUCCESS,
-            Some(b"1") => (Kind::Ignored, Applied::Maybe),
-            Some(b"14") => (Kind::Transient, Applied::No),
-            Some(b"8") if told => (Kind::Throttled, Applied::No),
-            Some(b"8") => (Kind::Throttled, Applied::Maybe),
-            Some(b"2" | b"4" | b"13" | b"15") => (Kind::Transient, Applied::Maybe),
-            Some(_) => (Kind::Permanent, Applied::Maybe),
-        };
-        Verdict::new(kind, applied).with_hint(hint)
+        match (grpc_status(response.headers()), response.status()) {
+            (Some(status), _) => grpc(status, hint::grpc(response.headers())),
+            (None, StatusCode::OK) => Verdict::SUCCESS,
+            (None, status) => {
+                let kind = match status {
+                    StatusCode::TOO_MANY_REQUESTS
+                    | StatusCode::BAD_GATEWAY
+                    | StatusCode::SERVICE_UNAVAILABLE
+                    | StatusCode::GATEWAY_TIMEOUT => Kind::Transient,
+                    _ => Kind::Permanent,
+                };
+                Verdict::new(kind, Applied::Maybe).with_hint(hint::grpc(response.headers()))
+            }
+        }
     }
+
+    fn classify_trailers(&self, trailers: &HeaderMap) -> Verdict {
+        grpc_status(trailers).map_or(Verdict::SUCCESS, |status| {
+            grpc(status, hint::grpc(trailers))
+        })
+    }
+}
+
+fn grpc(status: &[u8], hint: Hint) -> Verdict {
+    let told = matches!(hint, Hint::Pushback(_));
+    let (kind, applied) = match status {
+        b"0" => return Verdict::SUCCESS,
+        b"1" => (Kind::Ignored, Applied::Maybe),
+        b"14" => (Kind::Transient, Applied::No),
+        b"8" if told => (Kind::Throttled, Applied::No),
+        b"8" => (Kind::Throttled, Applied::Maybe),
+        b"2" | b"4" | b"13" | b"15" => (Kind::Transient, Applied::Maybe),
+        _ => (Kind::Permanent, Applied::Maybe),
+    };
+    Verdict::new(kind, applied).with_hint(hint)
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<&[u8]> {
@@ -175,6 +195,8 @@ fn by_caller(cause: &(dyn Error + 'static)) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
 
     fn http(status: u16) -> Verdict {
@@ -222,6 +244,20 @@ mod tests {
         ] {
             assert_eq!(status(code), (Kind::Permanent, Applied::Maybe), "{code}");
         }
+        let trailers =
+            |headers: &HeaderMap| Classify::<Response<()>>::classify_trailers(&Grpc, headers);
+        let ended = |code: &'static str| {
+            let status = HeaderValue::from_static(code);
+            trailers(&HeaderMap::from_iter([(
+                HeaderName::from_static("grpc-status"),
+                status,
+            )]))
+            .kind
+        };
+        assert_eq!(ended("0"), Kind::Success);
+        assert_eq!(ended("13"), Kind::Transient);
+        assert_eq!(ended("5"), Kind::Permanent);
+        assert_eq!(trailers(&HeaderMap::new()), Verdict::SUCCESS);
         let told = grpc(&[("grpc-status", "8"), ("grpc-retry-pushback-ms", "20")]);
         assert_eq!((told.kind, told.applied), (Kind::Throttled, Applied::No));
         assert_eq!(told.hint, Hint::Pushback(Duration::from_millis(20)));

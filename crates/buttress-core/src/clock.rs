@@ -58,6 +58,21 @@ fn as_nanos(duration: Duration) -> u64 {
 }
 
 impl Instant {
+    /// The last moment there is, some 580 years from now.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// The moment that [`to_bits`](Self::to_bits) has made a number of.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The moment as a number, for an atomic: nanoseconds, so that later is more.
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
     /// The time that has passed since `earlier`; zero if none has.
     #[must_use]
     pub const fn saturating_duration_since(self, earlier: Self) -> Duration {

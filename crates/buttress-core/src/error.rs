@@ -15,18 +15,53 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 pub struct Rejected {
     by: &'static str,
     name: Option<Arc<str>>,
-    reason: Cow<'static, str>,
+    key: Option<Arc<str>>,
+    reason: Reason,
     retry_after: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+enum Reason {
+    Text(Cow<'static, str>),
+    Figures(u64, Describe),
+}
+
+/// Writes the reason for a refusal from its figures.
+type Describe = fn(u64, &mut fmt::Formatter<'_>) -> fmt::Result;
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Figures(figures, describe) => describe(*figures, f),
+        }
+    }
 }
 
 impl Rejected {
     /// A refusal by a kind of layer ("breaker"), and in a few words why ("open").
     #[must_use]
     pub fn new(by: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::because(by, Reason::Text(reason.into()))
+    }
+
+    /// A refusal whose reason is only written when somebody reads it: `describe` makes it of the figures, which are
+    /// packed as the layer likes. A layer that refuses a lot has no time for text.
+    #[must_use]
+    pub fn with_figures(
+        by: &'static str,
+        figures: u64,
+        describe: fn(u64, &mut fmt::Formatter<'_>) -> fmt::Result,
+    ) -> Self {
+        Self::because(by, Reason::Figures(figures, describe))
+    }
+
+    const fn because(by: &'static str, reason: Reason) -> Self {
         Self {
             by,
             name: None,
-            reason: reason.into(),
+            key: None,
+            reason,
             retry_after: None,
         }
     }
@@ -35,6 +70,13 @@ impl Rejected {
     #[must_use]
     pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Adds the key whose calls are refused, where a layer tells them apart by key.
+    #[must_use]
+    pub fn keyed(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.key = Some(key.into());
         self
     }
 
@@ -57,10 +99,19 @@ impl Rejected {
         self.name.as_deref()
     }
 
+    /// The key whose calls are refused.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// Why it refused, in a few words.
     #[must_use]
-    pub fn reason(&self) -> &str {
-        &self.reason
+    pub fn reason(&self) -> Cow<'_, str> {
+        match &self.reason {
+            Reason::Text(text) => Cow::Borrowed(text),
+            figures @ Reason::Figures(..) => Cow::Owned(figures.to_string()),
+        }
     }
 
     /// When to come back, if the layer knows.
@@ -87,6 +138,9 @@ impl fmt::Display for Rejected {
         write!(f, "refused by {}", self.by)?;
         if let Some(name) = &self.name {
             write!(f, " {name}")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, " [{key}]")?;
         }
         write!(f, ": {}", self.reason)?;
         if let Some(retry_after) = self.retry_after {
@@ -138,6 +192,21 @@ mod tests {
         assert_eq!(
             boxed.to_string(),
             "refused by breaker cards: open; try again after 3s"
+        );
+    }
+
+    #[test]
+    fn a_reason_is_written_when_it_is_read() {
+        let refusal = Rejected::with_figures("breaker", 12, |failed, f| {
+            write!(f, "{failed} calls failed")
+        })
+        .named("cards")
+        .keyed("pay.example");
+        assert_eq!(refusal.reason(), "12 calls failed");
+        assert_eq!(refusal.key(), Some("pay.example"));
+        assert_eq!(
+            refusal.to_string(),
+            "refused by breaker cards [pay.example]: 12 calls failed"
         );
     }
 

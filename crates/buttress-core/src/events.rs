@@ -26,6 +26,12 @@ impl<E> Events<E> {
         self.0.push(Arc::new(sink));
     }
 
+    /// Does nobody listen? Then an event need not even be made.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Tells every sink.
     pub fn emit(&self, event: &E) {
         for sink in &self.0 {

@@ -55,17 +55,44 @@ impl<V> Keyed<V> {
         new: impl FnOnce() -> V,
         worth: impl Fn(&V) -> u64,
     ) -> &mut V {
-        let place = if let Some(&place) = self.places.get(&key) {
-            place
-        } else {
-            if self.len() == self.max.get() {
-                self.drop_one(worth);
-            }
+        if !self.places.contains_key(&key) && self.len() == self.max.get() {
+            self.drop_one(|value| Some(worth(value)));
+        }
+        let place = *self.places.entry(key).or_insert_with(|| {
             self.entries.push((key, new()));
-            self.places.insert(key, self.len() - 1);
-            self.len() - 1
-        };
+            self.entries.len() - 1
+        });
         &mut self.entries[place].1
+    }
+
+    /// As [`entry`](Self::entry), but an entry without a worth is never dropped: nothing is known of a new key when no
+    /// other makes room, for which all of them are looked at.
+    pub fn try_entry(
+        &mut self,
+        key: u64,
+        new: impl FnOnce() -> V,
+        worth: impl Fn(&V) -> Option<u64>,
+    ) -> Option<&mut V> {
+        if !self.places.contains_key(&key) && self.len() == self.max.get() {
+            self.drop_one(worth).then_some(())?;
+        }
+        Some(self.entry(key, new, |_| 0))
+    }
+
+    /// Looks at eight entries and forgets those that are `done`, so that a map forgets in time what it is not asked for.
+    pub fn sweep(&mut self, done: impl Fn(&V) -> bool) {
+        for _ in 0..LOOKED_AT.min(self.len()) {
+            self.hand = if self.hand < self.len() { self.hand } else { 0 };
+            match self.entries.get(self.hand) {
+                Some((key, value)) if done(value) => drop(self.remove(*key)),
+                _ => self.hand += 1,
+            }
+        }
+    }
+
+    /// Every key and what is known of it.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
+        self.entries.iter().map(|(key, value)| (*key, value))
     }
 
     /// Forgets a key.
@@ -78,15 +105,22 @@ impl<V> Keyed<V> {
         Some(value)
     }
 
-    /// The hand goes round, so that each entry is looked at in its turn.
-    fn drop_one(&mut self, worth: impl Fn(&V) -> u64) {
+    /// Drops the entry of the least worth among the first eight, from the hand on, that have one. The hand goes round,
+    /// so that each entry is looked at in its turn.
+    fn drop_one(&mut self, worth: impl Fn(&V) -> Option<u64>) -> bool {
         let len = self.len();
-        let seen = (0..LOOKED_AT.min(len)).map(|step| (self.hand + step) % len);
-        let cheapest = seen.min_by_key(|&place| worth(&self.entries[place].1));
-        self.hand = (self.hand + LOOKED_AT) % len;
-        if let Some(place) = cheapest {
-            self.remove(self.entries[place].0);
+        let mut cheapest = None;
+        for step in 0..len {
+            if step >= LOOKED_AT && cheapest.is_some() {
+                break;
+            }
+            let place = (self.hand + step) % len;
+            if let Some(worth) = worth(&self.entries[place].1) {
+                cheapest = cheapest.min(Some((worth, place))).or(Some((worth, place)));
+            }
         }
+        self.hand = (self.hand + LOOKED_AT) % len;
+        cheapest.is_some_and(|(_, place)| self.remove(self.entries[place].0).is_some())
     }
 }
 
@@ -120,6 +154,34 @@ mod tests {
         let gone: Vec<_> = (0..24).filter(|&key| map.get_mut(key).is_none()).collect();
         // The first eight have no cheap one among them, the second have nothing else.
         assert!(matches!(gone[..], [0..8, 8..16]), "{gone:?}");
+    }
+
+    #[test]
+    fn what_has_no_worth_is_never_dropped() {
+        let mut map = Keyed::new(NonZeroUsize::new(100).unwrap());
+        let worth = |&value: &u64| (value == 57).then_some(value);
+        for key in 0..100 {
+            assert!(map.try_entry(key, || key, worth).is_some());
+        }
+        assert_eq!(map.try_entry(57, || 0, worth), Some(&mut 57));
+        assert_eq!(map.try_entry(100, || 100, worth), Some(&mut 100));
+        assert_eq!(map.get_mut(57), None, "it was the only one to make room");
+        assert_eq!(map.try_entry(101, || 101, worth), None);
+        assert_eq!(map.len(), 100);
+    }
+
+    #[test]
+    fn a_sweep_comes_by_every_entry() {
+        let mut map = Keyed::new(NonZeroUsize::new(100).unwrap());
+        for key in 0..100 {
+            map.entry(key, || key, |_| 0);
+        }
+        for _ in 0..15 {
+            map.sweep(|key| key % 3 == 0);
+        }
+        let left: Vec<_> = map.iter().map(|(key, _)| key).collect();
+        assert_eq!(left.len(), 66);
+        assert!(left.iter().all(|key| key % 3 != 0));
     }
 
     proptest! {

@@ -31,14 +31,18 @@
 //! `test-util` makes [`clock::now`] tokio's clock, which a test can pause. For tests only: it costs more
 //! to read.
 
+mod authority;
 pub mod classify;
 pub mod clock;
 mod error;
 mod events;
 pub mod hint;
 mod keyed;
+#[doc(hidden)]
+pub mod sync;
 mod verdict;
 
+pub use authority::Authority;
 pub use classify::Classify;
 pub use error::{BoxError, Rejected, chain};
 pub use events::Events;

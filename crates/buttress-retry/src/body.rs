@@ -9,12 +9,13 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use buttress_core::BoxError;
+use buttress_core::{
+    BoxError,
+    sync::{AtomicUsize, Mutex, Ordering, lock},
+};
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 /// The bytes that a layer may hold for all its calls together.
 #[derive(Debug)]

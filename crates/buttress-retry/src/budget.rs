@@ -11,9 +11,8 @@ use std::{
 use buttress_core::{
     Keyed,
     clock::{self, Instant},
+    sync::{AtomicUsize, Mutex, Ordering, lock},
 };
-
-use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 /// A token in the unit of account, fine enough for a ratio with six decimals.
 const TOKEN: u64 = 1_000_000;

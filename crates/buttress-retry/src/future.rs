@@ -13,6 +13,7 @@ use std::{
 use buttress_core::{
     Applied, BoxError, Classify, Kind, Rejected, Verdict,
     clock::{self, Instant},
+    sync::lock,
 };
 use pin_project::pin_project;
 use tokio::time::{Sleep, sleep};
@@ -24,7 +25,6 @@ use crate::{
     layer::Shared,
     policy::{Decision, Progress},
     replay::{Attempt, KeyMaker, Plan, Replay, Settle},
-    sync::lock,
 };
 
 /// The response of a [`Retry`](crate::Retry) service, after as many attempts as it takes.

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use buttress_core::{Events, classify, clock};
+use buttress_core::{Events, classify, clock, sync::Mutex};
 use http::HeaderName;
 use rand::{SeedableRng, rngs::StdRng};
 use tower_layer::Layer;
@@ -13,7 +13,6 @@ use crate::{
     budget::Pool,
     policy::Policy,
     replay::{Always, ByMethod, CloneReplay, HttpReplay, Never},
-    sync::Mutex,
 };
 
 /// Retries what may safely be sent again. See the [crate docs](crate) for an example.

@@ -143,7 +143,6 @@ mod policy;
 pub mod promises {}
 pub mod replay;
 mod service;
-mod sync;
 
 pub use backoff::Backoff;
 pub use body::ReplayBody;

@@ -1,17 +1,15 @@
 //! What a protocol knows of sending a request again: of which ones there may be two, and how to make the second.
 
 use std::{
-    hash::{Hash, Hasher},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use buttress_core::{BoxError, Deadline, Kind, Verdict};
+use buttress_core::{Authority, BoxError, Deadline, Kind, Verdict};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{HOST, UPGRADE},
-    uri::{self, Scheme},
 };
 use http_body::Body;
 
@@ -177,39 +175,14 @@ pub trait Settle<Res>: sealed::Sealed {
 #[derive(Debug)]
 pub struct KeyMaker<'a>(pub(crate) &'a Pool);
 
-/// The one who has an account, however it is spelled.
-struct Authority<'a> {
-    host: &'a str,
-    port: u16,
-}
-
-impl Hash for Authority<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        for byte in self.host.trim_end_matches('.').bytes() {
-            state.write_u8(byte.to_ascii_lowercase());
-        }
-        state.write_u16(self.port);
-    }
-}
-
 impl KeyMaker<'_> {
     /// The key of an HTTP request: its authority, or its `Host`; all requests that have neither share one.
     fn http(&self, uri: &Uri, host: Option<&[u8]>) -> u64 {
-        let default = if uri.scheme() == Some(&Scheme::HTTPS) {
-            443
-        } else {
-            80
-        };
-        let named = host.and_then(|host| uri::Authority::try_from(host).ok());
-        let authority = uri.authority().or(named.as_ref());
-        self.0.key(authority.map(|authority| Authority {
-            host: authority.host(),
-            port: authority.port_u16().unwrap_or(default),
-        }))
+        self.0.key(Authority::named(uri, host))
     }
 
     fn one(&self) -> u64 {
-        self.0.key(None::<Authority<'_>>)
+        self.0.key(None::<Authority>)
     }
 }
 
