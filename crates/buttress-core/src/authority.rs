@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::{
-    HeaderMap, Uri, header,
+    HeaderMap, HeaderValue, Uri, header,
     uri::{self, Scheme},
 };
 
@@ -22,7 +22,7 @@ impl Authority {
     /// The authority of a request's URI, or else the one that its `Host` names.
     #[must_use]
     pub fn of(uri: &Uri, headers: &HeaderMap) -> Option<Self> {
-        Self::named(uri, headers.get(header::HOST).map(|host| host.as_bytes()))
+        Self::named(uri, headers.get(header::HOST).map(HeaderValue::as_bytes))
     }
 
     /// The authority of a URI, or else this one, as a `Host` header has it.

@@ -5,6 +5,7 @@
 //!
 //! | feature | layer |
 //! |---|---|
+//! | `breaker` | [`breaker::BreakerLayer`]: stops calling what fails, and finds out with a few calls when it is well again |
 //! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
 //!
 //! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
@@ -14,6 +15,8 @@ pub use buttress_core::{
     Applied, BoxError, Classify, Deadline, Hint, Kind, Rejected, Verdict, classify, clock,
 };
 
+#[cfg(feature = "breaker")]
+pub use buttress_breaker as breaker;
 #[cfg(feature = "retry")]
 pub use buttress_retry as retry;
 

@@ -1,0 +1,114 @@
+//! The future of a call.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use buttress_core::{BoxError, Classify};
+use pin_project::pin_project;
+
+use crate::{
+    Reason,
+    call::{Call, judge_error},
+    track::{Track, Watched},
+};
+
+/// The response of a [`Breaker`](crate::Breaker) service.
+///
+/// It may be dropped at any time: a probe's slot is free again at once, and the call counts for nothing, unless it has
+/// taken longer than the breaker's [`patience`](crate::BreakerLayer::patience).
+#[pin_project]
+#[must_use = "a call does nothing until its future is polled"]
+pub struct ResponseFuture<F, C, T> {
+    #[pin]
+    state: State<F>,
+    classifier: C,
+    track: T,
+}
+
+#[pin_project(project = StateProj)]
+enum State<F> {
+    Called {
+        #[pin]
+        future: F,
+        // Dropped after the future, whose slot is free when it is gone.
+        call: Option<Call>,
+    },
+    Refused(Option<BoxError>),
+}
+
+impl<F, C, T> ResponseFuture<F, C, T> {
+    pub(crate) fn called(future: F, call: Call, classifier: C, track: T) -> Self {
+        Self {
+            state: State::Called {
+                future,
+                call: Some(call),
+            },
+            classifier,
+            track,
+        }
+    }
+
+    pub(crate) fn refused(error: BoxError, classifier: C, track: T) -> Self {
+        Self {
+            state: State::Refused(Some(error)),
+            classifier,
+            track,
+        }
+    }
+}
+
+impl<F, C, T, Res, E> Future for ResponseFuture<F, C, T>
+where
+    F: Future<Output = Result<Res, E>>,
+    E: Into<BoxError>,
+    C: Classify<Res> + Clone,
+    T: Track<Res, C>,
+{
+    type Output = Result<T::Response, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let (future, slot) = match this.state.project() {
+            StateProj::Called { future, call } => (future, call),
+            StateProj::Refused(error) => {
+                let error = error.take().expect("it was polled after its end");
+                return Poll::Ready(Err(error));
+            }
+        };
+        let call = slot.as_mut().expect("it was polled after its end");
+        let Poll::Ready(result) = call.run(|| future.poll(cx)) else {
+            call.wait();
+            return Poll::Pending;
+        };
+        call.head();
+        match result {
+            Ok(response) => {
+                let call = Watched(slot.take().expect("it is there"));
+                let classifier = this.classifier.clone();
+                Poll::Ready(Ok(this.track.settle(classifier, response, call)))
+            }
+            Err(error) => {
+                let error = error.into();
+                let verdict = judge_error(this.classifier, &error);
+                call.judged(verdict, Reason::Error);
+                *slot = None;
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+}
+
+impl<F, C, T> fmt::Debug for ResponseFuture<F, C, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Called { call, .. } if call.is_some() => "Called",
+            State::Called { .. } => "Ended",
+            State::Refused(_) => "Refused",
+        };
+        f.debug_tuple("ResponseFuture").field(&state).finish()
+    }
+}

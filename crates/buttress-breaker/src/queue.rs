@@ -1,0 +1,86 @@
+//! Those who wait for a breaker that lets nobody through, in the order they came.
+
+use std::{collections::VecDeque, task::Waker};
+
+use crate::circuit::Outlook;
+
+/// Everyone keeps the time for himself; whatever happens earlier, he is told.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: VecDeque<Waiter>,
+    last_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    waker: Waker,
+    /// Has it been woken, and not come back since?
+    told: bool,
+}
+
+impl Queue {
+    /// Waits under a ticket, a new one at first. Returns a waker that is not needed any more: to drop one may run code of
+    /// somebody else, which the lock must not see.
+    pub(crate) fn wait(&mut self, ticket: &mut Option<u64>, mut waker: Waker) -> Option<Waker> {
+        if let Some(place) = ticket.and_then(|ticket| self.place(ticket)) {
+            let waiter = &mut self.waiting[place];
+            waiter.told = false;
+            std::mem::swap(&mut waiter.waker, &mut waker);
+            return Some(waker);
+        }
+        self.last_ticket += 1;
+        *ticket = Some(self.last_ticket);
+        self.waiting.push_back(Waiter {
+            ticket: self.last_ticket,
+            waker,
+            told: false,
+        });
+        None
+    }
+
+    /// Leaves the queue. Returns one's own waker, and who is to be told now if one was and goes without a permit.
+    pub(crate) fn leave(&mut self, ticket: u64, admitted: bool) -> [Option<Waker>; 2] {
+        let Some(left) = self
+            .place(ticket)
+            .and_then(|place| self.waiting.remove(place))
+        else {
+            return [None, None];
+        };
+        let told = self.waiting.iter().filter(|waiter| waiter.told).count();
+        let next = if left.told && !admitted {
+            self.tell(told + 1).pop()
+        } else {
+            None
+        };
+        [Some(left.waker), next]
+    }
+
+    /// Whom to wake when the circuit has this outlook, and so many slots are free. When it has turned, one has to see how
+    /// long there is to wait now.
+    pub(crate) fn wake(&mut self, outlook: Outlook, free: usize, turned: bool) -> Vec<Waker> {
+        match outlook {
+            Outlook::Pass => self.tell(usize::MAX),
+            Outlook::Ask => self.tell(free),
+            Outlook::Refuse(_) => self.tell(usize::from(turned)),
+        }
+    }
+
+    /// Sees to it that so many from the front have been told.
+    fn tell(&mut self, number: usize) -> Vec<Waker> {
+        let front = self.waiting.iter_mut().take(number);
+        let untold = front.filter(|waiter| !waiter.told);
+        untold
+            .map(|waiter| {
+                waiter.told = true;
+                waiter.waker.clone()
+            })
+            .collect()
+    }
+
+    fn place(&self, ticket: u64) -> Option<usize> {
+        self.waiting
+            .binary_search_by_key(&ticket, |waiter| waiter.ticket)
+            .ok()
+    }
+}

@@ -1,0 +1,221 @@
+//! What the user sets, as plain data, and what follows from it alone.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use buttress_core::Events;
+use rand::{Rng, RngExt};
+
+use crate::{Cause, Event};
+
+/// What a layer and all its breakers know.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) rules: Rules,
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) patience: Option<Duration>,
+    pub(crate) throttling_fails: bool,
+    pub(crate) shadow: bool,
+    pub(crate) max_keys: NonZeroUsize,
+    pub(crate) idle: Duration,
+    pub(crate) events: Events<Event>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rules: Rules::default(),
+            name: None,
+            patience: None,
+            throttling_fails: false,
+            shadow: false,
+            max_keys: NonZeroUsize::new(1_000).unwrap(),
+            idle: Duration::from_mins(5),
+            events: Events::none(),
+        }
+    }
+}
+
+impl Settings {
+    /// A call that is dropped after more than this has failed.
+    pub(crate) fn patience(&self) -> Duration {
+        let slow = self.rules.slow.map(|(threshold, _)| threshold);
+        self.patience.or(slow).unwrap_or(Duration::from_secs(10))
+    }
+}
+
+/// The numbers that the circuit goes by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) window: Kind,
+    pub(crate) failure_rate: Share,
+    pub(crate) min_calls: NonZeroU32,
+    /// So many failures in a row open it while the window holds fewer calls than `min_calls`.
+    pub(crate) in_a_row: Option<NonZeroU32>,
+    pub(crate) slow: Option<(Duration, Share)>,
+    pub(crate) open_time: Duration,
+    pub(crate) max_open_time: Duration,
+    pub(crate) max_hint: Duration,
+    pub(crate) probes: NonZeroU32,
+    /// How many probes may be in flight before one has succeeded, and after that.
+    pub(crate) in_flight: (NonZeroU32, NonZeroU32),
+    pub(crate) lease: Option<Duration>,
+    pub(crate) ramp: bool,
+}
+
+/// What the window is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Time(Duration),
+    Calls(NonZeroU32),
+    /// No window: so many failures in a row.
+    InARow(NonZeroU32),
+}
+
+/// A share between 0, excluded, and 1, in billionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share(u32);
+
+/// What the window holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    pub(crate) calls: u64,
+    pub(crate) failures: u64,
+    pub(crate) slow: u64,
+    pub(crate) in_a_row: u32,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        const fn count(count: u32) -> NonZeroU32 {
+            NonZeroU32::new(count).unwrap()
+        }
+        Self {
+            window: Kind::Time(Duration::from_secs(10)),
+            failure_rate: Share::new(0.5),
+            min_calls: count(20),
+            in_a_row: Some(count(5)),
+            slow: None,
+            open_time: Duration::from_secs(5),
+            max_open_time: Duration::from_mins(1),
+            max_hint: Duration::from_mins(5),
+            probes: count(3),
+            in_flight: (count(1), count(2)),
+            lease: None,
+            ramp: true,
+        }
+    }
+}
+
+impl Rules {
+    /// Whether the window is a reason to open.
+    pub(crate) fn judge(&self, figures: Figures) -> Option<Cause> {
+        let Figures {
+            calls,
+            failures,
+            slow,
+            in_a_row,
+        } = figures;
+        let row = |limit: NonZeroU32| {
+            (in_a_row >= limit.get()).then_some(Cause::InARow { failures: in_a_row })
+        };
+        let needed = match self.window {
+            Kind::InARow(limit) => return row(limit),
+            Kind::Time(_) => self.min_calls,
+            // A window of ten calls never holds twenty.
+            Kind::Calls(size) => self.min_calls.min(size),
+        };
+        if calls < u64::from(needed.get()) {
+            return self.in_a_row.and_then(row);
+        }
+        if self.failure_rate.is_met(failures, calls) {
+            return Some(Cause::FailureRate {
+                failures: figure(failures),
+                calls: figure(calls),
+            });
+        }
+        self.judge_slow(slow, calls).then_some(Cause::SlowRate {
+            slow: figure(slow),
+            calls: figure(calls),
+        })
+    }
+
+    pub(crate) fn judge_slow(&self, slow: u64, calls: u64) -> bool {
+        self.slow.is_some_and(|(_, rate)| rate.is_met(slow, calls))
+    }
+
+    /// The full open time after so many openings that are not forgiven yet.
+    pub(crate) fn open_time(&self, level: u32) -> Duration {
+        let full = self.open_time.as_nanos() << level.min(63);
+        nanos(full.min(self.max_open_time.as_nanos()))
+    }
+
+    /// The open time with its jitter. A server that names one is taken at its word, and gets up to a tenth more.
+    pub(crate) fn draw(&self, level: u32, hint: Option<Duration>, rng: &mut impl Rng) -> Duration {
+        let (least, most) = match hint {
+            Some(hint) => {
+                let hint = hint.min(self.max_hint);
+                (hint, (hint + hint / 10).min(self.max_hint))
+            }
+            None => (self.open_time(level) / 2, self.open_time(level)),
+        };
+        nanos(rng.random_range(least.as_nanos()..=most.as_nanos()))
+    }
+
+    /// How many of so many openings are left after a time without one: one less for each open time that has passed.
+    pub(crate) fn forgive(&self, mut level: u32, mut clean: Duration) -> u32 {
+        while let Some(below) = level.checked_sub(1)
+            && let Some(rest) = clean.checked_sub(self.open_time(below))
+        {
+            (level, clean) = (below, rest);
+        }
+        level
+    }
+
+    /// One opening more, unless the open time does not grow any further.
+    pub(crate) fn raise(&self, level: u32) -> u32 {
+        level + u32::from(self.open_time(level) < self.max_open_time)
+    }
+
+    pub(crate) fn lease(&self, level: u32) -> Duration {
+        let default = Duration::from_secs(10).min(self.open_time(level).saturating_mul(2));
+        self.lease.unwrap_or(default)
+    }
+}
+
+impl Share {
+    const WHOLE: u32 = 1_000_000_000;
+
+    /// # Panics
+    ///
+    /// When the share is not a number, not above 0, or above 1.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "at most a billion"
+    )]
+    pub(crate) const fn new(share: f64) -> Self {
+        assert!(
+            share > 0.0 && share <= 1.0,
+            "a share is above 0 and at most 1"
+        );
+        let billionths = (share * Self::WHOLE as f64 + 0.5) as u32;
+        Self(if billionths == 0 { 1 } else { billionths })
+    }
+
+    /// Whether `part` is at least this share of `whole`.
+    pub(crate) fn is_met(self, part: u64, whole: u64) -> bool {
+        u128::from(part) * u128::from(Self::WHOLE) >= u128::from(whole) * u128::from(self.0)
+    }
+}
+
+pub(crate) fn figure(figure: u64) -> u32 {
+    u32::try_from(figure).unwrap_or(u32::MAX)
+}
+
+fn nanos(nanos: u128) -> Duration {
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}

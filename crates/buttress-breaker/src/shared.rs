@@ -1,0 +1,409 @@
+//! A breaker as its calls share it: the circuit behind a lock, and beside it what most calls need not lock for.
+
+use std::{sync::Arc, task::Waker, time::Duration};
+
+use buttress_core::{
+    Rejected,
+    clock::{self, Instant},
+    sync::{AtomicU64, Mutex, Ordering, lock},
+};
+
+use crate::{
+    Event, ProbeResult, State,
+    circuit::{Circuit, Happened, Outlook, Permit},
+    event::Why,
+    queue::Queue,
+    settings::{Figures, Settings},
+    window::{Apart, Counted, Fault, Faults, Window},
+};
+
+/// One breaker.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    hot: Apart<Hot>,
+    window: Window,
+    locked: Mutex<Locked>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) key: Option<Arc<str>>,
+}
+
+/// What a call reads first, written under the lock only.
+///
+/// The word is stored with release after the other two and after the window was made ready, and loaded with acquire
+/// before them: whoever reads a word sees all that belongs to it, or something newer.
+#[derive(Debug)]
+struct Hot {
+    /// The generation, and in the last two bits what a call is to do.
+    word: AtomicU64,
+    /// The moment until which calls are refused.
+    until: AtomicU64,
+    /// A packed [`Why`].
+    why: AtomicU64,
+}
+
+const PASS: u64 = 0;
+const REFUSE: u64 = 1;
+const ASK: u64 = 2;
+const MODE: u64 = 3;
+
+#[derive(Debug)]
+struct Locked {
+    circuit: Circuit,
+    faults: Faults,
+    queue: Queue,
+}
+
+/// Why a call is refused, packed, and when to come back if that is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refusal {
+    why: u64,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    /// When to come back is only known of a breaker that is open and was not forced to be.
+    fn new(why: u64, left: Duration) -> Self {
+        let timed = Why::unpack(why).state == State::Open;
+        Self {
+            why,
+            retry_after: timed.then_some(left),
+        }
+    }
+}
+
+impl Permit {
+    /// The right to make a call that nobody counts.
+    pub(crate) const UNCOUNTED: Self = Self {
+        generation: 0,
+        probe: 0,
+    };
+}
+
+impl Shared {
+    pub(crate) fn new(settings: Arc<Settings>, key: Option<Arc<str>>) -> Self {
+        let now = clock::now();
+        let circuit = Circuit::new(now);
+        Self {
+            hot: Apart(Hot {
+                word: AtomicU64::new(circuit.generation << 2 | PASS),
+                until: AtomicU64::new(0),
+                why: AtomicU64::new(circuit.why().pack()),
+            }),
+            window: Window::new(settings.rules.window, now),
+            locked: Mutex::new(Locked {
+                circuit,
+                faults: Faults::default(),
+                queue: Queue::default(),
+            }),
+            settings,
+            key,
+        }
+    }
+
+    /// Lets a call through, or says why not. A closed breaker is one load; an open one takes no lock either.
+    pub(crate) fn admit(&self) -> Result<Permit, Refusal> {
+        let word = self.hot.0.word.load(Ordering::Acquire);
+        match word & MODE {
+            PASS => Ok(Permit {
+                generation: word >> 2,
+                probe: 0,
+            }),
+            REFUSE => self.refuse(clock::now()).map_or_else(|| self.ask(), Err),
+            _ => self.ask(),
+        }
+    }
+
+    /// The refusal, if there is one without the lock. The word has been read before.
+    fn refuse(&self, now: Instant) -> Option<Refusal> {
+        // Relaxed: they are ordered by the word.
+        let until = Instant::from_bits(self.hot.0.until.load(Ordering::Relaxed));
+        (now < until).then(|| {
+            let why = self.hot.0.why.load(Ordering::Relaxed);
+            Refusal::new(why, until.saturating_duration_since(now))
+        })
+    }
+
+    fn ask(&self) -> Result<Permit, Refusal> {
+        self.step(|shared, locked, now, happened| {
+            let permit = locked.circuit.admit(now, &shared.settings.rules, happened);
+            permit.ok_or_else(|| {
+                let left = match locked.circuit.outlook(&shared.settings.rules) {
+                    Outlook::Refuse(until) => until.saturating_duration_since(now),
+                    Outlook::Pass | Outlook::Ask => Duration::ZERO,
+                };
+                Refusal::new(locked.circuit.why().pack(), left)
+            })
+        })
+    }
+
+    /// As [`admit`](Self::admit), for one who waits: he is in the queue under his ticket until he is let through. Says when
+    /// he is to try again, if that is known.
+    pub(crate) fn admit_or_wait(
+        &self,
+        ticket: &mut Option<u64>,
+        waker: &Waker,
+    ) -> Result<Permit, Option<Instant>> {
+        let waker = waker.clone();
+        let (admitted, _unneeded) = self.step(|shared, locked, now, happened| {
+            let rules = &shared.settings.rules;
+            let Locked { circuit, queue, .. } = locked;
+            if let Some(permit) = circuit.admit(now, rules, happened) {
+                let [own, _] = ticket
+                    .take()
+                    .map_or([None, None], |ticket| queue.leave(ticket, true));
+                return (Ok(permit), own.or(Some(waker)));
+            }
+            let old = queue.wait(ticket, waker);
+            let until = match circuit.outlook(rules) {
+                Outlook::Refuse(until) if until < Instant::MAX => Some(until),
+                _ => None,
+            };
+            (Err(until), old)
+        });
+        admitted
+    }
+
+    /// Leaves the queue without a permit.
+    pub(crate) fn leave(&self, ticket: u64) {
+        let [_own, next] = lock(&self.locked).queue.leave(ticket, false);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+
+    /// Would a call with this permit still count?
+    pub(crate) fn is_current(&self, permit: Permit) -> bool {
+        // Relaxed: a word that changes at this moment changes before or after, and the lock or the counter decides.
+        self.hot.0.word.load(Ordering::Relaxed) >> 2 == permit.generation
+    }
+
+    /// Does a permit still stand for a slot? Its lease may have expired.
+    pub(crate) fn renew(&self, permit: Permit) -> bool {
+        self.step(|_, locked, now, happened| locked.circuit.has_probe(now, permit, happened))
+    }
+
+    /// Records a success. Returns whether it counts.
+    pub(crate) fn succeeded(&self, permit: Permit, slow: bool) -> bool {
+        if permit.probe == 0 && !slow {
+            // The clock comes before the look at the generation: `Buckets` relies on it.
+            let now = self.window.needs_clock().then(clock::now);
+            if !self.is_current(permit) {
+                return false;
+            }
+            match self.window.succeed(permit.generation, now) {
+                Counted::Yes => return true,
+                Counted::Stale => return false,
+                Counted::Full => {}
+            }
+        }
+        let fault = Fault {
+            failed: false,
+            slow,
+        };
+        self.record(permit, fault, None)
+    }
+
+    /// Records a failure, with the time after which the server is to be asked again. Returns whether it counts.
+    pub(crate) fn failed(&self, permit: Permit, slow: bool, hint: Option<Duration>) -> bool {
+        self.record(permit, Fault { failed: true, slow }, hint)
+    }
+
+    fn record(&self, permit: Permit, fault: Fault, hint: Option<Duration>) -> bool {
+        self.step(|shared, locked, now, happened| {
+            let (circuit, rules) = (&mut locked.circuit, &shared.settings.rules);
+            let rng = &mut rand::rng();
+            if permit.probe != 0 {
+                return if fault.failed {
+                    circuit.probe_failed(now, rules, permit, hint, rng, happened)
+                } else {
+                    circuit.probe_succeeded(now, rules, permit, fault.slow, rng, happened)
+                };
+            }
+            if permit.generation != circuit.generation {
+                return false;
+            }
+            let (faults, generation) = (&mut locked.faults, permit.generation);
+            let figures = shared.window.record(faults, generation, now, fault);
+            if fault.failed || fault.slow {
+                circuit.judge(now, rules, figures, hint, rng, happened);
+            }
+            true
+        })
+    }
+
+    /// Takes a permit back that comes to nothing. Returns whether it was still good.
+    pub(crate) fn give_back(&self, permit: Permit) -> bool {
+        if permit.probe == 0 {
+            return self.is_current(permit);
+        }
+        self.step(|_, locked, now, happened| {
+            locked.circuit.end_probe(now, permit, happened).is_some()
+        })
+    }
+
+    pub(crate) fn force(&self, open: bool) {
+        self.step(|_, locked, now, happened| locked.circuit.force(now, open, happened));
+    }
+
+    pub(crate) fn release(&self) {
+        self.step(|shared, locked, now, happened| {
+            locked
+                .circuit
+                .release(now, &shared.settings.rules, happened);
+        });
+    }
+
+    pub(crate) fn reset(&self) {
+        self.step(|shared, locked, _, _| {
+            locked.circuit.reset();
+            let generation = locked.circuit.generation;
+            shared.window.begin(&mut locked.faults, generation);
+        });
+    }
+
+    /// Looks at the circuit, and at what its window holds.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Circuit, Figures, Instant) -> T) -> T {
+        let mut locked = lock(&self.locked);
+        let now = clock::now();
+        let Locked {
+            circuit, faults, ..
+        } = &mut *locked;
+        let figures = self.window.figures(faults, circuit.generation, now);
+        look(circuit, figures, now)
+    }
+
+    /// Is every call let through?
+    pub(crate) fn passes(&self) -> bool {
+        // Relaxed: the call itself looks again.
+        self.hot.0.word.load(Ordering::Relaxed) & MODE == PASS
+    }
+
+    /// Is it closed, without a ramp, and of its own accord?
+    pub(crate) fn is_closed(&self) -> bool {
+        // Acquire: it pairs with the store in `publish`.
+        let word = self.hot.0.word.load(Ordering::Acquire);
+        word & MODE == PASS && self.published().state == State::Closed
+    }
+
+    /// Would it be a loss to forget it, however long nobody has asked for it?
+    pub(crate) fn must_stay(&self, now: Instant) -> bool {
+        // Acquire: as above.
+        let refuses = self.hot.0.word.load(Ordering::Acquire) & MODE == REFUSE;
+        let forced = matches!(
+            self.published().state,
+            State::ForcedOpen | State::ForcedClosed
+        );
+        forced || refuses && self.refuse(now).is_some()
+    }
+
+    fn published(&self) -> Why {
+        // Relaxed: it is ordered by the word, which has been read before.
+        Why::unpack(self.hot.0.why.load(Ordering::Relaxed))
+    }
+
+    /// Does one step of the circuit under the lock, and tells afterwards what has happened.
+    fn step<T>(&self, work: impl FnOnce(&Self, &mut Locked, Instant, &mut Happened) -> T) -> T {
+        let mut happened = Happened::default();
+        let mut locked = lock(&self.locked);
+        let before = locked.circuit.generation;
+        let done = work(self, &mut locked, clock::now(), &mut happened);
+        let generation = locked.circuit.generation;
+        if generation != before {
+            self.window.begin(&mut locked.faults, generation);
+        }
+        self.publish(&locked.circuit);
+        let Locked { circuit, queue, .. } = &mut *locked;
+        let rules = &self.settings.rules;
+        let woken = queue.wake(
+            circuit.outlook(rules),
+            circuit.free_slots(rules),
+            happened.transition.is_some(),
+        );
+        drop(locked);
+
+        self.tell(&happened);
+        for waker in woken {
+            waker.wake();
+        }
+        done
+    }
+
+    /// Writes down what the next call will meet.
+    fn publish(&self, circuit: &Circuit) {
+        let Hot { word, until, why } = &self.hot.0;
+        let (mode, end) = match circuit.outlook(&self.settings.rules) {
+            Outlook::Pass => (PASS, Instant::from_bits(0)),
+            Outlook::Ask => (ASK, Instant::from_bits(0)),
+            Outlook::Refuse(end) => (REFUSE, end),
+        };
+        let new = circuit.generation << 2 | mode;
+        // Relaxed: only the holder of the lock writes them.
+        let was = (word.load(Ordering::Relaxed), until.load(Ordering::Relaxed));
+        if was == (new, end.to_bits()) {
+            return;
+        }
+        until.store(end.to_bits(), Ordering::Relaxed);
+        why.store(circuit.why().pack(), Ordering::Relaxed);
+        // Release: it pairs with the load in `admit`.
+        word.store(new, Ordering::Release);
+    }
+
+    fn tell(&self, happened: &Happened) {
+        if self.settings.events.is_empty() {
+            return;
+        }
+        for _ in 0..happened.expired {
+            self.tell_probe(ProbeResult::LeaseExpired);
+        }
+        if let Some(transition) = happened.transition {
+            self.settings.events.emit(&Event::Transition {
+                from: transition.from,
+                to: transition.to,
+                cause: transition.cause,
+                open_for: transition.open_for,
+                number: transition.number,
+                key: self.key.clone(),
+            });
+        }
+        if let Some(percent) = happened.percent {
+            self.settings.events.emit(&Event::Ramp {
+                percent,
+                key: self.key.clone(),
+            });
+        }
+    }
+
+    pub(crate) fn tell_probe(&self, result: ProbeResult) {
+        self.settings.events.emit(&Event::Probe {
+            result,
+            key: self.key.clone(),
+        });
+    }
+
+    pub(crate) fn tell_refused(&self, refusal: Refusal) {
+        if self.settings.events.is_empty() {
+            return;
+        }
+        let Why { state, cause } = Why::unpack(refusal.why);
+        self.settings.events.emit(&Event::Refused {
+            state,
+            cause,
+            shadow: self.settings.shadow,
+            key: self.key.clone(),
+        });
+    }
+
+    pub(crate) fn rejected(&self, refusal: Refusal) -> Rejected {
+        let mut rejected = Rejected::with_figures("breaker", refusal.why, Why::describe);
+        if let Some(name) = &self.settings.name {
+            rejected = rejected.named(name.clone());
+        }
+        if let Some(key) = &self.key {
+            rejected = rejected.keyed(key.clone());
+        }
+        match refusal.retry_after {
+            Some(retry_after) => rejected.after(retry_after),
+            None => rejected,
+        }
+    }
+}

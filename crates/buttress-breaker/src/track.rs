@@ -1,0 +1,140 @@
+//! Where a call ends: with the head of its response, or with the body.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use buttress_core::{Classify, Kind};
+use http::Response;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+
+use crate::{Outcome, Reason, call::Call};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::HeadOnly {}
+    impl Sealed for super::Bodies {}
+}
+
+/// Where a call ends. [`HeadOnly`] and [`Bodies`] implement it.
+pub trait Track<Res, C>: sealed::Sealed {
+    /// What the caller gets.
+    type Response;
+
+    #[doc(hidden)]
+    fn settle(&self, classifier: C, response: Res, call: Watched) -> Self::Response;
+}
+
+/// A call that has a response.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Watched(pub(crate) Call);
+
+/// A call has succeeded or failed when its response, or the head of it, is there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadOnly;
+
+/// A call whose head is good has succeeded when the body has ended well, and failed when it breaks off or the trailers
+/// say so.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bodies;
+
+impl<Res, C: Classify<Res>> Track<Res, C> for HeadOnly {
+    type Response = Res;
+
+    fn settle(&self, classifier: C, response: Res, Watched(mut call): Watched) -> Res {
+        let verdict = classifier.classify(Ok(&response));
+        call.judged(verdict, Reason::Response);
+        response
+    }
+}
+
+impl<B, C> Track<Response<B>, C> for Bodies
+where
+    B: Body,
+    C: Classify<Response<B>>,
+{
+    type Response = Response<TrackedBody<B, C>>;
+
+    fn settle(
+        &self,
+        classifier: C,
+        response: Response<B>,
+        Watched(mut call): Watched,
+    ) -> Self::Response {
+        let verdict = classifier.classify(Ok(&response));
+        let watch = if verdict.kind == Kind::Success && !response.body().is_end_stream() {
+            call.stream();
+            Some((call, classifier))
+        } else {
+            call.judged(verdict, Reason::Response);
+            None
+        };
+        response.map(|body| TrackedBody { body, watch })
+    }
+}
+
+/// A response body whose end is the end of the call. Its data passes as it comes.
+#[pin_project]
+pub struct TrackedBody<B, C> {
+    #[pin]
+    body: B,
+    watch: Option<(Call, C)>,
+}
+
+impl<B, C> Body for TrackedBody<B, C>
+where
+    B: Body,
+    C: Classify<Response<B>>,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut this = self.project();
+        let Some((call, classifier)) = this.watch else {
+            return this.body.poll_frame(cx);
+        };
+        let body = this.body.as_mut();
+        let frame = ready!(call.run(|| body.poll_frame(cx)));
+        let trailers = match &frame {
+            Some(Ok(frame)) => frame.trailers_ref(),
+            _ => None,
+        };
+        if let Some(trailers) = trailers {
+            let verdict = classifier.classify_trailers(trailers);
+            call.judged(verdict, Reason::Body);
+        } else {
+            match &frame {
+                Some(Err(_)) => call.end(Outcome::Failure, Reason::Body, None),
+                Some(Ok(_)) if !this.body.is_end_stream() => return Poll::Ready(frame),
+                Some(Ok(_)) | None => call.end(Outcome::Success, Reason::Body, None),
+            }
+        }
+        *this.watch = None;
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B: fmt::Debug, C> fmt::Debug for TrackedBody<B, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrackedBody")
+            .field("body", &self.body)
+            .field("is_tracked", &self.watch.is_some())
+            .finish()
+    }
+}

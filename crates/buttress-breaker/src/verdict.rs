@@ -1,0 +1,33 @@
+//! What says something of the server's health, and what does not.
+
+use buttress_core::{BoxError, Classify, Kind, Verdict, classify};
+use http::{HeaderName, Response};
+
+static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Judges HTTP responses for a breaker: 500, 502, 503, 504 and errors of the transport are failures.
+///
+/// A 4xx says that the server is well enough to refuse, and is ignored, and so are 429, 501 and 505. So is a response
+/// that was not made by the handler but comes from the memory of an idempotency layer (`Idempotency-Replayed`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Http;
+
+impl<B> Classify<Response<B>> for Http {
+    fn classify(&self, result: Result<&Response<B>, &BoxError>) -> Verdict {
+        let verdict = classify::Http.classify(result);
+        let Ok(response) = result else {
+            return verdict;
+        };
+        let client = response.status().is_client_error() && verdict.kind == Kind::Transient;
+        // Cheaper than a lookup, as a response has few headers.
+        let replayed = || response.headers().keys().any(|name| name == REPLAYED);
+        if client || replayed() {
+            Verdict {
+                kind: Kind::Ignored,
+                ..verdict
+            }
+        } else {
+            verdict
+        }
+    }
+}
