@@ -225,7 +225,7 @@ impl Counter {
 /// let through in an earlier one is thus too old for the window, whenever it comes, and nothing has to be wiped.
 #[derive(Debug)]
 pub(crate) struct Buckets {
-    ring: [AtomicU64; Self::NUMBER as usize],
+    ring: [AtomicU64; RING],
     /// Nanoseconds.
     width: u64,
     /// The bits of a word that are the count; the others are the last ones of the tick.
@@ -234,7 +234,7 @@ pub(crate) struct Buckets {
 }
 
 impl Buckets {
-    const NUMBER: u64 = 10;
+    const NUMBER: u64 = RING as u64;
 
     fn new(length: u128, start: Instant) -> Self {
         /// A tick comes back after this time at the earliest.
