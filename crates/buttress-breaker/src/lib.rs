@@ -8,6 +8,8 @@ mod gate;
 mod handle;
 mod keys;
 mod layer;
+#[cfg(test)]
+mod model;
 mod queue;
 mod service;
 mod settings;

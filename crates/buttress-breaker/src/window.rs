@@ -421,3 +421,198 @@ impl Faults {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: Fault = Fault {
+        failed: false,
+        slow: false,
+    };
+    const BAD: Fault = Fault {
+        failed: true,
+        slow: false,
+    };
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_bits(1 << 40) + Duration::from_millis(millis)
+    }
+
+    fn calls(size: u32) -> Window {
+        Window::new(Kind::Calls(NonZeroU32::new(size).unwrap()), at(0))
+    }
+
+    fn time(millis: u64) -> Window {
+        Window::new(Kind::Time(Duration::from_millis(millis)), at(0))
+    }
+
+    // promise: BR-3
+    #[test]
+    fn a_count_that_is_full_goes_on_with_what_is_in_the_window() {
+        let (window, mut faults) = (calls(10), Faults::default());
+        let Window::Calls(Apart(counter), _) = &window else {
+            unreachable!();
+        };
+        counter.set(1, Counter::MOST - 12);
+        for fault in [BAD, GOOD, BAD, BAD, GOOD, GOOD, GOOD, GOOD, GOOD, GOOD] {
+            window.record(&mut faults, 1, at(0), fault);
+        }
+        assert_eq!(counter.get(), Counter::MOST - 2);
+        assert_eq!(window.succeed(1, None), Counted::Yes);
+        assert_eq!(window.succeed(1, None), Counted::Yes);
+        assert_eq!(window.succeed(1, None), Counted::Full);
+        assert_eq!(window.figures(&mut faults, 1, at(0)).failures, 2);
+        // Of the last ten calls the first is the second of two failures.
+        let figures = window.record(&mut faults, 1, at(0), GOOD);
+        assert_eq!((figures.calls, figures.failures), (10, 1));
+        assert_eq!(counter.get(), 11);
+        for row in 1..=3 {
+            assert_eq!(window.record(&mut faults, 1, at(0), BAD).in_a_row, row);
+        }
+        assert_eq!(window.figures(&mut faults, 1, at(0)).failures, 3);
+    }
+
+    // promise: BR-3
+    #[test]
+    fn a_bucket_that_is_full_counts_on_under_the_lock() {
+        let (window, mut faults) = (time(10), Faults::default());
+        let Window::Time(Apart(buckets)) = &window else {
+            unreachable!();
+        };
+        let tick = buckets.tick(1, at(0));
+        let full = tick << buckets.count_bits | buckets.most() - 1;
+        buckets.bucket(tick).store(full, Ordering::Relaxed);
+        assert_eq!(window.succeed(1, Some(at(0))), Counted::Yes);
+        assert_eq!(window.succeed(1, Some(at(0))), Counted::Full);
+        let figures = window.record(&mut faults, 1, at(0), GOOD);
+        assert_eq!(figures.calls, buckets.most() + 1);
+        assert!(buckets.most() > 4_000_000, "in a millisecond");
+    }
+
+    // promise: BR-3
+    #[test]
+    fn after_years_without_a_call_one_failure_is_one_of_one() {
+        for idle in [0, 11, 1 << 32, 1 << 36, 1 << 41] {
+            for window in [time(10), time(10_000), time(u64::MAX), calls(10)] {
+                let mut faults = Faults::default();
+                assert_ne!(window.succeed(1, Some(at(0))), Counted::Stale);
+                window.record(&mut faults, 1, at(0), BAD);
+                let figures = window.record(&mut faults, 1, at(idle), BAD);
+                let gone = matches!(window, Window::Time(_)) && idle > 10_000;
+                if gone
+                    && !matches!(&window, Window::Time(Apart(buckets)) if buckets.width > 1 << 60)
+                {
+                    assert_eq!((figures.calls, figures.failures), (1, 1), "after {idle} ms");
+                }
+                // Whether anything has succeeded in between does not depend on the time.
+                assert_eq!(figures.in_a_row, 2, "after {idle} ms");
+            }
+        }
+    }
+
+    // promise: BR-13
+    #[test]
+    fn what_was_let_through_in_another_generation_changes_nothing() {
+        for window in [
+            calls(10),
+            time(1_000),
+            Window::new(Kind::InARow(NonZeroU32::MIN), at(0)),
+        ] {
+            let mut faults = Faults::default();
+            for generation in 1..50 {
+                window.begin(&mut faults, generation);
+                window.record(&mut faults, generation, at(generation), BAD);
+                for stale in 0..generation {
+                    // It was let through then, and its clock was read then at the latest.
+                    window.succeed(stale, Some(at(stale + 1)));
+                    let figures = window.figures(&mut faults, generation, at(generation));
+                    assert_eq!((figures.calls, figures.in_a_row), (1, 1));
+                }
+                let later = window.record(&mut faults, generation, at(100_000), BAD);
+                assert_eq!(later.in_a_row, 2);
+            }
+        }
+    }
+
+    /// What a window of time holds, as plainly as it can be said: the parts that are not ten parts old.
+    fn naive(ended: &[(u64, Fault)], now: u64, width: u64) -> Figures {
+        let young = |(time, _): &&(u64, Fault)| time / width + 10 > now / width;
+        let count = |which: fn(&Fault) -> bool| {
+            let seen = ended.iter().filter(young);
+            seen.filter(|(_, fault)| which(fault)).count() as u64
+        };
+        let row = ended.iter().rev().take_while(|(_, fault)| fault.failed);
+        Figures {
+            calls: count(|_| true),
+            failures: count(|fault| fault.failed),
+            slow: count(|fault| fault.slow),
+            in_a_row: u32::try_from(row.count()).unwrap(),
+        }
+    }
+
+    proptest! {
+        // promise: BR-2
+        #[test]
+        fn a_window_of_time_agrees_with_a_list(
+            steps in prop::collection::vec((0..300_u64, any::<bool>(), any::<bool>()), 1..200),
+            pace in 1..4_u64,
+        ) {
+            let (window, mut faults) = (time(1_000), Faults::default());
+            let (mut now, mut ended) = (0, Vec::new());
+            for (wait, failed, slow) in steps {
+                now += wait / pace.pow(3);
+                let fault = Fault { failed, slow };
+                ended.push((now, fault));
+                if failed || slow {
+                    window.record(&mut faults, 1, at(now), fault);
+                } else {
+                    prop_assert_eq!(window.succeed(1, Some(at(now))), Counted::Yes);
+                }
+                prop_assert_eq!(window.figures(&mut faults, 1, at(now)), naive(&ended, now, 100));
+            }
+        }
+
+        // promise: BR-1
+        #[test]
+        fn a_window_of_calls_agrees_with_a_list(
+            steps in prop::collection::vec((any::<bool>(), any::<bool>()), 1..200),
+            size in 1..50_u32,
+        ) {
+            let (window, mut faults) = (calls(size), Faults::default());
+            let mut ended = Vec::new();
+            for (failed, slow) in steps {
+                let fault = Fault { failed, slow };
+                ended.push((0, fault));
+                if failed || slow {
+                    window.record(&mut faults, 1, at(0), fault);
+                } else {
+                    prop_assert_eq!(window.succeed(1, None), Counted::Yes);
+                }
+                let last = &ended[ended.len().saturating_sub(size as usize)..];
+                let expected = Figures { in_a_row: naive(&ended, 0, 1).in_a_row, ..naive(last, 0, 1) };
+                prop_assert_eq!(window.figures(&mut faults, 1, at(0)), expected);
+            }
+        }
+    }
+
+    // promise: BR-2
+    #[test]
+    fn a_window_takes_the_same_memory_however_many_calls_it_holds() {
+        let (window, mut faults) = (time(1_000), Faults::default());
+        let counted = allocation_counter::measure(|| {
+            for call in 0..1_000_000_u64 {
+                let now = at(call / 1_000);
+                assert_eq!(window.succeed(1, Some(now)), Counted::Yes);
+                window.record(&mut faults, 1, now, BAD);
+            }
+        });
+        assert_eq!(counted.count_total, 1, "ten buckets, at the first failure");
+        assert!(counted.bytes_max < 1_000);
+        assert!(window.figures(&mut faults, 1, at(999)).calls > 1_900_000);
+    }
+}
