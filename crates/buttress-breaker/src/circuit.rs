@@ -227,8 +227,12 @@ impl Circuit {
                 // What is under way belongs to the step that failed.
                 self.generation += 1;
             }
-            _ => {
-                self.level = rules.forgive(self.level, now.saturating_duration_since(self.since));
+            ramp => {
+                // What fails before it has all its load back has not been well yet.
+                if ramp.is_none() {
+                    let clean = now.saturating_duration_since(self.since);
+                    self.level = rules.forgive(self.level, clean);
+                }
                 self.open(now, rules, cause, hint, rng, happened);
             }
         }
@@ -478,5 +482,339 @@ impl Ramp {
         self.since = now;
         self.credit = 100 - self.percent();
         self.failed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    const BAD: Figures = Figures {
+        calls: 20,
+        failures: 20,
+        slow: 0,
+        in_a_row: 20,
+    };
+
+    struct Story {
+        circuit: Circuit,
+        rules: Rules,
+        now: Instant,
+        rng: StdRng,
+        happened: Happened,
+    }
+
+    impl Story {
+        fn new(rules: Rules) -> Self {
+            let now = Instant::from_bits(1 << 50);
+            Self {
+                circuit: Circuit::new(now),
+                rules,
+                now,
+                rng: StdRng::seed_from_u64(3),
+                happened: Happened::default(),
+            }
+        }
+
+        fn wait(&mut self, time: Duration) {
+            self.now = self.now + time;
+        }
+
+        fn admit(&mut self) -> Option<Permit> {
+            self.circuit
+                .admit(self.now, &self.rules, &mut self.happened)
+        }
+
+        fn judge(&mut self, figures: Figures) {
+            let Self {
+                circuit,
+                rules,
+                now,
+                rng,
+                happened,
+            } = self;
+            circuit.judge(*now, rules, figures, None, rng, happened);
+        }
+
+        fn succeed(&mut self, permit: Permit) -> bool {
+            let Self {
+                circuit,
+                rules,
+                now,
+                rng,
+                happened,
+            } = self;
+            circuit.probe_succeeded(*now, rules, permit, false, rng, happened)
+        }
+
+        fn fail(&mut self, permit: Permit) -> bool {
+            let Self {
+                circuit,
+                rules,
+                now,
+                rng,
+                happened,
+            } = self;
+            circuit.probe_failed(*now, rules, permit, None, rng, happened)
+        }
+
+        /// Waits until the open time is over.
+        fn sit_out(&mut self) -> Duration {
+            let Phase::Open { until } = self.circuit.phase else {
+                panic!("{:?}", self.circuit);
+            };
+            let left = until.saturating_duration_since(self.now);
+            self.now = until;
+            left
+        }
+
+        /// Opens, waits, and closes with three probes.
+        fn recover(&mut self) {
+            self.judge(BAD);
+            self.sit_out();
+            for _ in 0..3 {
+                let permit = self.admit().unwrap();
+                assert!(self.succeed(permit));
+            }
+            assert_eq!(self.circuit.state(), State::Closed);
+        }
+
+        /// The calls of 10,000 that are let through.
+        fn share(&mut self) -> u32 {
+            (0..10_000).map(|_| u32::from(self.admit().is_some())).sum()
+        }
+    }
+
+    // promise: BR-17
+    #[test]
+    fn the_ramp_lets_its_shares_through() {
+        let mut story = Story::new(Rules::default());
+        story.recover();
+        for share in [1_000, 2_500, 5_000, 10_000, 10_000] {
+            assert_eq!(story.share(), share);
+            story.wait(Duration::from_millis(1_250));
+        }
+        assert!(matches!(story.circuit.phase, Phase::Closed(None)));
+        assert_eq!(
+            story.circuit.outlook(&story.rules),
+            Outlook::Pass,
+            "the ramp takes no lock when it is over"
+        );
+    }
+
+    // promise: BR-17
+    #[test]
+    fn a_failing_step_goes_back_by_one_and_a_second_failure_reopens() {
+        for step in 0..4_u32 {
+            let mut story = Story::new(Rules::default());
+            story.recover();
+            story.wait(Duration::from_millis(1_250) * step);
+            let before = story.admit().unwrap();
+            story.judge(BAD);
+            assert_eq!(story.circuit.state(), State::Closed);
+            assert_eq!(story.share(), [1_000, 1_000, 2_500, 5_000][step as usize]);
+            assert!(
+                before.generation < story.circuit.generation,
+                "what is under way belongs to the step that failed"
+            );
+            story.wait(Duration::from_millis(1_250));
+            assert_eq!(story.share(), [2_500, 2_500, 5_000, 10_000][step as usize]);
+            story.judge(BAD);
+            assert_eq!(story.circuit.state(), State::Open);
+            assert_eq!(story.circuit.level, 2);
+        }
+    }
+
+    // promise: BR-17
+    #[test]
+    fn a_ramp_that_was_slept_through_is_over() {
+        let mut story = Story::new(Rules::default());
+        story.recover();
+        story.wait(Duration::from_secs(5));
+        story.judge(BAD);
+        assert_eq!(story.circuit.state(), State::Open);
+        let mut flat = Story::new(Rules {
+            ramp: false,
+            ..Rules::default()
+        });
+        flat.recover();
+        assert_eq!(flat.share(), 10_000);
+    }
+
+    // promise: BR-15
+    #[test]
+    fn the_open_time_grows_while_probes_fail_and_decays_while_all_is_well() {
+        let mut story = Story::new(Rules {
+            ramp: false,
+            ..Rules::default()
+        });
+        story.judge(BAD);
+        for full in [5, 10, 20, 40, 60, 60, 60] {
+            let full = Duration::from_secs(full);
+            let until = story.sit_out();
+            assert!(until >= full / 2 && until <= full, "{until:?} of {full:?}");
+            let permit = story.admit().unwrap();
+            assert!(story.fail(permit));
+        }
+        story.sit_out();
+        for _ in 0..3 {
+            let permit = story.admit().unwrap();
+            assert!(story.succeed(permit));
+        }
+        // 40 s without an opening take one back, and 20 s another.
+        story.wait(Duration::from_secs(60));
+        story.judge(BAD);
+        let until = story.sit_out();
+        assert!(until > Duration::from_secs(10) && until <= Duration::from_secs(20));
+    }
+
+    // promise: BR-15
+    #[test]
+    fn a_call_is_refused_to_the_last_and_admitted_at_the_drawn_time() {
+        let mut story = Story::new(Rules::default());
+        story.judge(BAD);
+        let left = story.happened.transition.unwrap().open_for.unwrap();
+        story.wait(left - Duration::from_nanos(1));
+        assert_eq!(story.admit(), None);
+        story.wait(Duration::from_nanos(1));
+        assert!(story.admit().is_some());
+        assert_eq!(story.admit(), None, "one probe at first");
+    }
+
+    // promise: BR-13
+    #[test]
+    fn a_thousand_stragglers_leave_half_open_as_it_is() {
+        for failing in [true, false] {
+            let mut story = Story::new(Rules::default());
+            let stragglers: Vec<_> = (0..1_000).map(|_| story.admit().unwrap()).collect();
+            story.judge(BAD);
+            story.sit_out();
+            let probe = story.admit().unwrap();
+            for straggler in stragglers {
+                assert!(
+                    !(if failing {
+                        story.fail(straggler)
+                    } else {
+                        story.succeed(straggler)
+                    })
+                );
+            }
+            assert_eq!(story.circuit.probes(), (1, 0));
+            assert!(story.succeed(probe));
+            assert!(!story.succeed(probe), "a result counts once");
+            assert_eq!(story.circuit.probes(), (0, 1));
+        }
+    }
+
+    // promise: BR-12
+    #[test]
+    fn a_probe_s_slot_returns_at_its_lease_and_its_result_is_stale() {
+        let mut story = Story::new(Rules::default());
+        story.judge(BAD);
+        story.sit_out();
+        let forgotten = story.admit().unwrap();
+        // Twice the open time would be just as long.
+        story.wait(Duration::from_secs(10) - Duration::from_nanos(1));
+        assert_eq!(story.admit(), None);
+        story.wait(Duration::from_nanos(1));
+        let next = story.admit().unwrap();
+        assert_eq!(story.happened.expired, 1);
+        assert!(!story.fail(forgotten), "too late");
+        assert_eq!(story.circuit.state(), State::HalfOpen);
+        assert!(story.succeed(next));
+        // Without anybody to notice, the lease is over too.
+        let late = story.admit().unwrap();
+        story.wait(Duration::from_secs(10));
+        assert!(!story.succeed(late));
+    }
+
+    // promise: BR-9
+    #[test]
+    fn probes_that_succeed_slowly_do_not_close() {
+        for (slow, state) in [(2, State::Closed), (3, State::Open)] {
+            let mut story = Story::new(Rules {
+                slow: Some((Duration::ZERO, crate::settings::Share::new(0.8))),
+                ..Rules::default()
+            });
+            story.judge(BAD);
+            story.sit_out();
+            for number in 1..=3 {
+                let permit = story.admit().unwrap();
+                let Story {
+                    circuit,
+                    rules,
+                    now,
+                    rng,
+                    happened,
+                } = &mut story;
+                assert!(circuit.probe_succeeded(
+                    *now,
+                    rules,
+                    permit,
+                    number <= slow,
+                    rng,
+                    happened
+                ));
+            }
+            assert_eq!(story.circuit.state(), state, "{slow} of 3");
+        }
+    }
+
+    // promise: BR-22
+    #[test]
+    fn a_reset_forgets_the_counts_of_every_state_and_keeps_the_state() {
+        let mut story = Story::new(Rules::default());
+        story.judge(BAD);
+        story.circuit.reset();
+        assert_eq!(
+            (story.circuit.state(), story.circuit.level),
+            (State::Open, 0)
+        );
+        story.sit_out();
+        let first = story.admit().unwrap();
+        assert!(story.succeed(first));
+        let second = story.admit().unwrap();
+        story.circuit.reset();
+        assert_eq!(story.circuit.state(), State::HalfOpen);
+        assert_eq!(
+            story.circuit.probes(),
+            (1, 0),
+            "a probe in flight is no count"
+        );
+        assert!(story.succeed(second));
+        for _ in 0..2 {
+            let permit = story.admit().unwrap();
+            assert!(story.succeed(permit));
+        }
+        let before = story.admit().unwrap();
+        story.circuit.reset();
+        assert_eq!(story.circuit.state(), State::Closed);
+        assert!(before.generation < story.circuit.generation);
+    }
+
+    // promise: BR-22
+    #[test]
+    fn a_forced_state_is_left_by_release_alone() {
+        for open in [true, false] {
+            let mut story = Story::new(Rules::default());
+            story.circuit.force(story.now, open, &mut story.happened);
+            let forced = story.circuit.state();
+            let number = story.circuit.number;
+            story.judge(BAD);
+            story.wait(Duration::from_hours(1_000));
+            assert_eq!(story.admit().is_some(), !open);
+            story.judge(BAD);
+            story.circuit.reset();
+            story.circuit.force(story.now, open, &mut story.happened);
+            assert_eq!(story.circuit.state(), forced);
+            assert_eq!(story.circuit.number, number, "nothing happens twice");
+            story
+                .circuit
+                .release(story.now, &story.rules, &mut story.happened);
+            assert_eq!(story.circuit.state(), State::Closed);
+            assert_eq!(story.share(), if open { 1_000 } else { 10_000 });
+        }
     }
 }

@@ -158,7 +158,7 @@ impl Rules {
         let (least, most) = match hint {
             Some(hint) => {
                 let hint = hint.min(self.max_hint);
-                (hint, (hint + hint / 10).min(self.max_hint))
+                (hint, hint.saturating_add(hint / 10).min(self.max_hint))
             }
             None => (self.open_time(level) / 2, self.open_time(level)),
         };
@@ -202,7 +202,8 @@ impl Share {
             share > 0.0 && share <= 1.0,
             "a share is above 0 and at most 1"
         );
-        let billionths = (share * Self::WHOLE as f64 + 0.5) as u32;
+        // Rounded down, so that two of three calls are two thirds.
+        let billionths = (share * Self::WHOLE as f64) as u32;
         Self(if billionths == 0 { 1 } else { billionths })
     }
 
@@ -218,4 +219,159 @@ pub(crate) fn figure(figure: u64) -> u32 {
 
 fn nanos(nanos: u128) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    // promise: BR-15
+    #[test]
+    fn the_open_time_doubles_up_to_its_cap_with_half_of_it_left_to_chance() {
+        let rules = Rules::default();
+        let mut rng = StdRng::seed_from_u64(1);
+        for level in 0..=64 {
+            let full = (u128::from(5_u32) << level).min(60);
+            let full = secs(u64::try_from(full).unwrap());
+            assert_eq!(rules.open_time(level), full);
+            let drawn: Vec<_> = (0..1_000)
+                .map(|_| rules.draw(level, None, &mut rng))
+                .collect();
+            let (least, most) = (drawn.iter().min().unwrap(), drawn.iter().max().unwrap());
+            assert!(*least >= full / 2 && *most <= full);
+            // A thousand breakers that have opened at once come back spread out.
+            assert!(*most - *least >= full * 2 / 5, "{least:?} to {most:?}");
+        }
+        assert_eq!(rules.open_time(u32::MAX), secs(60));
+    }
+
+    // promise: BR-15
+    #[test]
+    fn openings_are_forgiven_one_by_one() {
+        let rules = Rules::default();
+        let mut level = 0;
+        for expected in [1, 2, 3, 4, 4, 4] {
+            level = rules.raise(level);
+            assert_eq!(
+                level, expected,
+                "an open time that cannot grow is not counted"
+            );
+        }
+        // It was open for 5, 10, 20 and 40 s, and is forgiven in the same times, the last one first.
+        for (clean, left) in [
+            (39, 4),
+            (40, 3),
+            (59, 3),
+            (60, 2),
+            (69, 2),
+            (70, 1),
+            (74, 1),
+            (75, 0),
+            (1_000_000, 0),
+        ] {
+            assert_eq!(rules.forgive(4, secs(clean)), left, "after {clean} s");
+        }
+        assert_eq!(rules.forgive(0, Duration::MAX), 0);
+    }
+
+    // promise: BR-16
+    #[test]
+    fn a_hint_is_the_least_open_time_and_five_minutes_are_the_most() {
+        let rules = Rules::default();
+        let mut rng = StdRng::seed_from_u64(2);
+        for (hint, least, most) in [
+            (secs(0), secs(0), secs(0)),
+            (secs(30), secs(30), secs(33)),
+            (secs(120), secs(120), secs(132)),
+            (secs(290), secs(290), secs(300)),
+            (secs(300), secs(300), secs(300)),
+            (secs(1_000_000_000_000_000_000), secs(300), secs(300)),
+            (Duration::MAX, secs(300), secs(300)),
+        ] {
+            let drawn: Vec<_> = (0..200)
+                .map(|_| rules.draw(3, Some(hint), &mut rng))
+                .collect();
+            assert!(drawn.iter().all(|time| (least..=most).contains(time)));
+            let spread = *drawn.iter().max().unwrap() - *drawn.iter().min().unwrap();
+            assert!(spread >= (most - least) / 2, "jitter adds");
+        }
+    }
+
+    // promise: BR-1
+    #[test]
+    fn a_share_that_is_exactly_met_is_met() {
+        for whole in 1..=1_000_u32 {
+            for part in 1..=whole {
+                let share = Share::new(f64::from(part) / f64::from(whole));
+                assert!(share.is_met(part.into(), whole.into()), "{part} of {whole}");
+                assert!(!share.is_met(u64::from(part) - 1, whole.into()));
+            }
+        }
+        assert!(Share::new(1.0).is_met(u64::MAX, u64::MAX));
+        assert!(Share::new(f64::MIN_POSITIVE).is_met(1, 1_000_000_000));
+        assert!(!Share::new(f64::MIN_POSITIVE).is_met(0, 1));
+    }
+
+    // promise: BR-4
+    #[test]
+    fn failures_in_a_row_count_while_the_window_is_quiet_only() {
+        let rules = Rules::default();
+        let figures = |calls, in_a_row: u32| Figures {
+            calls,
+            failures: in_a_row.into(),
+            slow: 0,
+            in_a_row,
+        };
+        for calls in 5..20 {
+            assert_eq!(rules.judge(figures(calls, 4)), None);
+            let cause = Cause::InARow { failures: 5 };
+            assert_eq!(rules.judge(figures(calls, 5)), Some(cause));
+        }
+        for calls in 20..100 {
+            assert_eq!(rules.judge(figures(calls, 9)), None);
+        }
+        let cause = Cause::FailureRate {
+            failures: 10,
+            calls: 20,
+        };
+        assert_eq!(rules.judge(figures(20, 10)), Some(cause));
+        let never = Rules {
+            in_a_row: None,
+            ..rules
+        };
+        assert_eq!(never.judge(figures(19, 19)), None);
+    }
+
+    proptest! {
+        // promise: BR-25
+        #[test]
+        fn no_rules_panic_or_wrap(
+            open_time in 1..=u64::MAX, max in 0..=u64::MAX, hint in any::<Option<u64>>(), level in any::<u32>(),
+            calls in any::<u64>(), failures in any::<u64>(), slow in any::<u64>(), share in 0.0..1.0_f64,
+        ) {
+            let open_time = Duration::from_millis(open_time);
+            let share = Share::new(1.0 - share);
+            let rules = Rules {
+                open_time,
+                max_open_time: open_time.saturating_add(Duration::from_secs(max)),
+                max_hint: Duration::MAX,
+                slow: Some((Duration::ZERO, share)),
+                failure_rate: share,
+                ..Rules::default()
+            };
+            rules.draw(level, hint.map(Duration::from_secs), &mut rand::rng());
+            prop_assert!(rules.lease(level) <= Duration::from_secs(10));
+            prop_assert!(rules.lease(level) > Duration::ZERO);
+            prop_assert!(rules.raise(level.min(u32::MAX - 1)) >= level.min(u32::MAX - 1));
+            prop_assert!(rules.forgive(level % 100, Duration::MAX) <= level % 100);
+            rules.judge(Figures { calls, failures, slow, in_a_row: level });
+        }
+    }
 }

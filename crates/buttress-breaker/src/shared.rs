@@ -407,3 +407,166 @@ impl Shared {
         }
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod loom_tests {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+    use crate::settings::{Kind, Rules};
+
+    fn breaker(window: Kind, in_flight: u32) -> Arc<Shared> {
+        let count = |count: u32| count.try_into().unwrap();
+        let rules = Rules {
+            window,
+            open_time: Duration::from_millis(1),
+            // The clock stands still, so a hint of nothing is what ends an open time.
+            max_hint: Duration::ZERO,
+            in_flight: (count(in_flight), count(in_flight)),
+            probes: count(2),
+            ramp: false,
+            ..Rules::default()
+        };
+        let settings = Settings {
+            rules,
+            ..Settings::default()
+        };
+        Arc::new(Shared::new(settings.into(), None))
+    }
+
+    /// Explores every order of the steps in which no thread is interrupted more than thrice, while the clock stands still.
+    fn explore(work: impl Fn() + Send + Sync + 'static) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        let runtime = runtime.unwrap();
+        let _entered = runtime.enter();
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(work);
+    }
+
+    fn one() -> Kind {
+        Kind::InARow(1.try_into().unwrap())
+    }
+
+    /// Opens it, so that the next call is a probe.
+    fn open(shared: &Shared) {
+        let permit = shared.admit().unwrap();
+        assert!(shared.failed(permit, false, Some(Duration::ZERO)));
+    }
+
+    /// What each of the other threads does, and this one with it.
+    fn together(shared: &Arc<Shared>, threads: usize, work: fn(&Shared) -> u64) -> u64 {
+        let others: Vec<_> = (1..threads)
+            .map(|_| {
+                let shared = shared.clone();
+                thread::spawn(move || work(&shared))
+            })
+            .collect();
+        let here = work(shared);
+        here + others
+            .into_iter()
+            .map(|other| other.join().unwrap())
+            .sum::<u64>()
+    }
+
+    // promise: BR-10
+    #[test]
+    fn loom_exactly_so_many_probes_are_let_through() {
+        for (threads, slots) in [(2, 1), (3, 1), (3, 2)] {
+            explore(move || {
+                let shared = breaker(one(), slots);
+                open(&shared);
+                let admitted = together(&shared, threads, |shared| shared.admit().is_ok().into());
+                assert_eq!(admitted, u64::from(slots));
+            });
+        }
+    }
+
+    // promise: BR-10
+    #[test]
+    fn loom_a_slot_that_is_given_back_is_there_again() {
+        explore(|| {
+            let shared = breaker(one(), 1);
+            open(&shared);
+            together(&shared, 3, |shared| {
+                shared
+                    .admit()
+                    .is_ok_and(|permit| shared.give_back(permit))
+                    .into()
+            });
+            assert!(shared.admit().is_ok(), "all are given back");
+        });
+    }
+
+    // promise: BR-10
+    #[test]
+    fn loom_a_failure_and_a_success_are_one_after_the_other() {
+        let size = 4.try_into().unwrap();
+        for window in [one(), Kind::Calls(size), Kind::Time(Duration::from_secs(1))] {
+            explore(move || {
+                let shared = breaker(window, 1);
+                let permits = [(); 2].map(|()| shared.admit().unwrap());
+                let failing = {
+                    let shared = shared.clone();
+                    thread::spawn(move || shared.failed(permits[0], false, None))
+                };
+                let counted = shared.succeeded(permits[1], false);
+                assert!(
+                    failing.join().unwrap(),
+                    "nothing comes before it but the success"
+                );
+                shared.look(|circuit, figures, _| match circuit.state() {
+                    // It may have come too late.
+                    State::Open => assert_eq!(window, one()),
+                    _ => {
+                        assert!(counted);
+                        assert_eq!((figures.calls, figures.failures), (2, 1));
+                    }
+                });
+            });
+        }
+    }
+
+    // promise: BR-10
+    #[test]
+    fn loom_a_straggler_never_counts_in_another_era() {
+        explore(|| {
+            let shared = breaker(Kind::Calls(4.try_into().unwrap()), 1);
+            let straggler = shared.admit().unwrap();
+            let late = {
+                let shared = shared.clone();
+                thread::spawn(move || shared.succeeded(straggler, false))
+            };
+            shared.force(true);
+            shared.release();
+            late.join().unwrap();
+            shared.look(|_, figures, _| assert_eq!(figures, Figures::default()));
+            let permit = shared.admit().unwrap();
+            assert!(shared.succeeded(permit, false));
+            shared.look(|_, figures, _| assert_eq!(figures.calls, 1));
+        });
+    }
+
+    // promise: BR-22
+    #[test]
+    fn loom_a_forced_state_is_seen_before_the_call_returns() {
+        explore(|| {
+            let shared = breaker(one(), 1);
+            let other = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    if let Ok(permit) = shared.admit() {
+                        shared.failed(permit, false, None);
+                    }
+                })
+            };
+            shared.force(true);
+            assert!(shared.admit().is_err());
+            other.join().unwrap();
+            assert!(shared.admit().is_err());
+        });
+    }
+}

@@ -215,7 +215,8 @@ impl Counter {
 
     fn set(&self, generation: u64, count: u64) {
         let word = generation << Self::BITS | count;
-        self.0.store(word, Ordering::Relaxed);
+        // A swap, as it has its place among the changes, where a store would have one of its own.
+        self.0.swap(word, Ordering::Relaxed);
     }
 }
 
