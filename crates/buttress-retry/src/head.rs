@@ -6,10 +6,11 @@
 
 use std::iter;
 
+use bytes::Bytes;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
     request::Parts,
-    uri::{self, Scheme},
+    uri::{self, Authority, PathAndQuery, Scheme},
 };
 
 /// A copy of a request's head.
@@ -71,64 +72,67 @@ impl Head {
         &self.method
     }
 
-    fn authority(&self) -> Option<&[u8]> {
-        Some(&self.text[..self.authority]).filter(|authority| !authority.is_empty())
-    }
-
     /// The first value of a header.
     pub(crate) fn header(&self, name: &HeaderName) -> Option<&[u8]> {
-        let mut lines = self.lines();
+        let mut lines = lines(&self.text[self.path..]);
         lines.find_map(|(line, value, _)| (line == name.as_str().as_bytes()).then_some(value))
     }
 
     /// The head again, to the letter: the order of its lines and the repeated ones too.
     pub(crate) fn parts(&self) -> Parts {
         let (mut parts, ()) = Request::new(()).into_parts();
+        // One allocation for all that is in it.
+        let text = Bytes::copy_from_slice(&self.text);
         parts.method = self.method.clone();
-        parts.uri = self.uri();
+        parts.uri = self.uri_in(&text);
         parts.version = self.version;
         parts.extensions = self.extensions.clone();
-        parts.headers = self.headers();
+        parts.headers = self.headers_in(&text);
         parts
     }
 
     pub(crate) fn uri(&self) -> Uri {
-        let path = &self.text[self.authority..self.path];
+        self.uri_in(&Bytes::copy_from_slice(&self.text[..self.path]))
+    }
+
+    fn uri_in(&self, text: &Bytes) -> Uri {
+        let authority = text.slice(..self.authority);
+        let path = text.slice(self.authority..self.path);
         let mut parts = uri::Parts::default();
         parts.scheme.clone_from(&self.scheme);
-        parts.authority = self
-            .authority()
-            .map(|authority| authority.try_into().expect(WAS_VALID));
+        if !authority.is_empty() {
+            parts.authority = Some(Authority::from_maybe_shared(authority).expect(WAS_VALID));
+        }
         if !path.is_empty() {
-            parts.path_and_query = Some(path.try_into().expect(WAS_VALID));
+            parts.path_and_query = Some(PathAndQuery::from_maybe_shared(path).expect(WAS_VALID));
         }
         Uri::from_parts(parts).expect(WAS_VALID)
     }
 
-    fn headers(&self) -> HeaderMap {
+    fn headers_in(&self, text: &Bytes) -> HeaderMap {
         // More lines than a map takes at once are a map with many repeated names.
         let mut headers = HeaderMap::try_with_capacity(self.lines).unwrap_or_default();
-        for (name, value, sensitive) in self.lines() {
-            let mut value = HeaderValue::from_bytes(value).expect(WAS_VALID);
+        for (name, value, sensitive) in lines(&text[self.path..]) {
+            let value = text.slice_ref(value);
+            let mut value = HeaderValue::from_maybe_shared(value).expect(WAS_VALID);
             value.set_sensitive(sensitive);
             headers.append(HeaderName::from_bytes(name).expect(WAS_VALID), value);
         }
         headers
     }
+}
 
-    /// The name and value of each line, and whether the value is sensitive.
-    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
-        let mut rest = &self.text[self.path..];
-        iter::from_fn(move || {
-            let (&name, left) = rest.split_first_chunk()?;
-            let (&value, left) = left.split_first_chunk()?;
-            let (name, value) = (u64::from_ne_bytes(name), u64::from_ne_bytes(value));
-            let (name, left) = left.split_at_checked(usize::try_from(name).ok()?)?;
-            let (text, left) = left.split_at_checked(usize::try_from(value & !SENSITIVE).ok()?)?;
-            rest = left;
-            Some((name, text, value & SENSITIVE != 0))
-        })
-    }
+/// The name and value of each line, and whether the value is sensitive.
+fn lines(mut rest: &[u8]) -> impl Iterator<Item = (&[u8], &[u8], bool)> {
+    iter::from_fn(move || {
+        let (&name, left) = rest.split_first_chunk()?;
+        let (&value, left) = left.split_first_chunk()?;
+        let (name, value) = (u64::from_ne_bytes(name), u64::from_ne_bytes(value));
+        let (name, left) = left.split_at_checked(usize::try_from(name).ok()?)?;
+        let (text, left) = left.split_at_checked(usize::try_from(value & !SENSITIVE).ok()?)?;
+        rest = left;
+        Some((name, text, value & SENSITIVE != 0))
+    })
 }
 
 #[cfg(test)]
