@@ -546,13 +546,11 @@ where
                         this.timer.set(None);
                         let ended = call.judge_response(&response);
                         let next = call.next(&ended);
-                        let replay = &call.shared.replay;
                         if let Next::Stop(outcome) = next {
-                            let response = replay.pass(response);
                             call.end(outcome);
-                            return Poll::Ready(Ok(response));
+                            return Poll::Ready(Ok(call.shared.replay.pass(response)));
                         }
-                        let draining = Box::new(replay.drain(response));
+                        let draining = Box::new(call.shared.replay.drain(response));
                         this.state.set(State::Draining(Some(draining)));
                         continue;
                     }
