@@ -408,6 +408,42 @@ impl Shared {
     }
 }
 
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use super::*;
+    use crate::settings::Kind;
+
+    // promises: BR-19, BR-27
+    #[test]
+    fn neither_a_closed_breaker_nor_an_open_one_takes_the_lock() {
+        let size = 10.try_into().unwrap();
+        let kinds = [
+            Kind::Time(Duration::from_secs(10)),
+            Kind::Calls(size),
+            Kind::InARow(size),
+        ];
+        for window in kinds {
+            let mut settings = Settings::default();
+            settings.rules.window = window;
+            let shared = Shared::new(settings.into(), None);
+            let locked = lock(&shared.locked);
+            // Whoever wants the lock now waits for ever.
+            for _ in 0..100 {
+                let permit = shared.admit().unwrap();
+                assert!(shared.succeeded(permit, false));
+                let permit = shared.admit().unwrap();
+                assert!(shared.give_back(permit));
+            }
+            drop(locked);
+            shared.force(true);
+            let _locked = lock(&shared.locked);
+            let refusal = shared.admit().unwrap_err();
+            shared.tell_refused(refusal);
+            assert_eq!(shared.rejected(refusal).reason(), "open: by force");
+        }
+    }
+}
+
 #[cfg(all(test, buttress_loom))]
 mod loom_tests {
     use loom::{sync::Arc, thread};

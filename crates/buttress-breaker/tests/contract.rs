@@ -1,44 +1,352 @@
-//! The promises of the layer over `tower-test`'s mock.
+//! The promises of the layer over `tower-test`'s mock, and those of backpressure.
 
-use std::{io, time::Duration};
+mod support;
+
+use std::{future::Future, task::Poll, time::Duration};
 
 use buttress_breaker::{BreakerLayer, State};
-use buttress_core::{Applied, BoxError, Kind, Rejected, Verdict};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use buttress_core::{BoxError, Rejected};
+use support::*;
+use tokio::time::advance;
+use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, limit::ConcurrencyLimitLayer,
+};
+use tower_test::{assert_request_eq, mock};
 
-fn classify(result: Result<&u32, &BoxError>) -> Verdict {
+fn judge(result: Result<&&str, &BoxError>) -> buttress_core::Verdict {
+    use buttress_core::{Applied, Kind, Verdict};
     match result {
-        Ok(0) => Verdict::SUCCESS,
-        Ok(1) => Verdict::new(Kind::Permanent, Applied::Maybe),
+        Ok(&"good") => Verdict::SUCCESS,
         _ => Verdict::new(Kind::Transient, Applied::Maybe),
     }
 }
 
+type JudgeStr = fn(Result<&&str, &BoxError>) -> buttress_core::Verdict;
+
+fn strings() -> BreakerLayer<JudgeStr> {
+    BreakerLayer::new(judge as JudgeStr)
+        .consecutive_only(count(1))
+        .ramp(false)
+}
+
+// promise: BR-28
 #[tokio::test(start_paused = true)]
-async fn smoke() {
-    let layer = BreakerLayer::new(classify)
-        .name("cards")
-        .on_event(|event| println!("{event:?}"));
-    let handle = layer.handle();
-    let service = layer.layer(service_fn(async |answer: u32| Ok::<_, io::Error>(answer)));
-    for answer in [0, 2, 2, 2, 2, 2] {
-        service.clone().oneshot(answer).await.unwrap();
+async fn a_call_goes_to_the_value_that_was_ready() {
+    // The mock panics when it is called without having been polled ready.
+    let (service, mut handle) = mock::pair::<&str, &str>();
+    handle.allow(0);
+    let mut service = strings().layer(service);
+    let mut ready = task::spawn(service.ready());
+    assert_pending!(ready.poll());
+    handle.allow(1);
+    assert!(ready.is_woken());
+    assert_ready_ok!(ready.poll());
+    drop(ready);
+    let mut response = task::spawn(service.call("pay"));
+    assert_request_eq!(handle, "pay").send_response("good");
+    assert_eq!(assert_ready_ok!(response.poll()), "good");
+}
+
+// promise: BR-28
+#[tokio::test(start_paused = true)]
+async fn an_error_of_readiness_is_passed_on_and_counts_for_nothing() {
+    let (service, mut handle) = mock::pair::<&str, &str>();
+    let layer = strings();
+    let mut service = layer.layer(service);
+    handle.send_error("the service is gone");
+    let mut ready = task::spawn(service.ready());
+    let error = assert_ready_err!(ready.poll());
+    assert_eq!(error.to_string(), "the service is gone");
+    assert_eq!(layer.handle().state(), State::Closed);
+}
+
+// promise: BR-19
+#[tokio::test(start_paused = true)]
+async fn a_refused_call_reaches_nobody_and_an_open_breaker_is_ready() {
+    let (service, mut handle) = mock::pair::<&str, &str>();
+    let layer = strings();
+    let mut service = layer.layer(service);
+    layer.handle().force_open();
+    handle.allow(10);
+    for _ in 0..10 {
+        // Being open is no error of readiness: such an error is final.
+        let refused = service.ready().await.unwrap().call("pay").await;
+        assert!(Rejected::find(&*refused.unwrap_err()).is_some());
     }
-    assert_eq!(handle.state(), State::Open);
-    let error = service.clone().oneshot(0).await.unwrap_err();
-    println!("{error}");
+    let mut requests = task::spawn(async move { handle.next_request().await });
+    assert_pending!(requests.poll());
+}
+
+// promise: BR-11
+#[tokio::test(start_paused = true)]
+async fn a_probe_may_be_dropped_at_every_poll() {
+    for polls in 0..20 {
+        let layer = layer();
+        let service = ServiceBuilder::new()
+            .layer(layer.clone())
+            .layer(ConcurrencyLimitLayer::new(1))
+            .service(Backend::default());
+        while call(&service, Fail).await.is_some() {}
+        advance(secs(5)).await;
+        let slow = (0..10).fold(Succeed, |todo, _| after(millis(1), todo));
+        let mut probe = task::spawn(service.clone().oneshot(slow));
+        for _ in 0..polls {
+            if probe.poll().is_ready() {
+                break;
+            }
+            advance(millis(1)).await;
+        }
+        drop(probe);
+        let snapshot = layer.handle().snapshot();
+        assert_eq!(snapshot.probes_in_flight, 0, "after {polls} polls");
+        assert!(call(&service, Succeed).await.is_some());
+    }
+}
+
+/// A service that waits, open for 5 s at most.
+fn waiting(backend: &Backend) -> (BreakerLayer<Judge, buttress_breaker::One<true>>, Waits) {
+    let layer = layer().backpressure();
+    let service = layer.layer(backend.clone());
+    (layer, service)
+}
+
+type Waits = buttress_breaker::Breaker<Backend, Judge, buttress_breaker::One<true>>;
+
+/// Fails until it is open, and says for how long it is.
+async fn open(service: &Waits) -> Duration {
+    calls(service, 5, || Fail).await;
+    secs(5)
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn an_open_breaker_is_not_ready_until_its_time_is_over() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    open(&service).await;
+    let left = layer.handle().snapshot().open_for.unwrap();
+    let mut other = service.clone();
+    let mut ready = task::spawn(other.ready());
+    assert_pending!(ready.poll());
+    advance(left - millis(2)).await;
+    assert!(!ready.is_woken());
+    advance(millis(3)).await;
+    assert!(ready.is_woken());
+    assert_ready_ok!(ready.poll());
+    assert_eq!(layer.handle().snapshot().probes_in_flight, 1);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn fifty_callers_behind_a_buffer_get_fifty_answers() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    let service = ServiceBuilder::new()
+        .layer(BufferLayer::new(64))
+        .service(service);
+    for _ in 0..5 {
+        service.clone().oneshot(Fail).await.unwrap();
+    }
+    assert_eq!(layer.handle().state(), State::Open);
+    let callers =
+        (0..50).map(|_| tokio::spawn(service.clone().oneshot(after(millis(20), Succeed))));
+    for caller in callers.collect::<Vec<_>>() {
+        assert_eq!(caller.await.unwrap().unwrap(), Succeed);
+    }
+    assert_eq!(layer.handle().state(), State::Closed);
+    assert_eq!(backend.calls(), 55);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn a_thousand_who_wait_for_a_probe_are_polled_three_times_each() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    open(&service).await;
+    let mut waiters: Vec<_> = (0..1_000)
+        .map(|_| {
+            let mut service = service.clone();
+            let ready = async move {
+                service.ready().await.unwrap();
+                service
+            };
+            Some((task::spawn(ready), 0))
+        })
+        .collect();
+    let (mut calls, mut most) = (Vec::new(), 0);
+    let mut first = true;
+    while backend.calls() < 1_005 {
+        for waiter in &mut waiters {
+            let Some((ready, polls)) = waiter else {
+                continue;
+            };
+            if first || ready.is_woken() {
+                *polls += 1;
+                most = most.max(*polls);
+                if let Poll::Ready(mut service) = ready.poll() {
+                    let call = service.call(after(secs(2), Succeed));
+                    calls.push(tokio::spawn(call));
+                    *waiter = None;
+                }
+            }
+        }
+        first = false;
+        tokio::task::yield_now().await;
+        advance(millis(100)).await;
+    }
+    assert_eq!(most, 3);
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), Succeed, "nobody is refused");
+    }
+    assert_eq!(layer.handle().state(), State::Closed);
+}
+
+fn woken<F: Future>(waiters: &[task::Spawn<F>]) -> Vec<usize> {
+    let numbers = 0..waiters.len();
+    numbers
+        .filter(|number| waiters[*number].is_woken())
+        .collect()
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn ready_and_dropped_holds_no_slot_and_a_free_slot_wakes_exactly_one() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    let wait = open(&service).await;
+    advance(wait).await;
+    let mut holder = service.clone();
+    holder.ready().await.unwrap();
+    assert_eq!(layer.handle().snapshot().probes_in_flight, 1);
+    let mut waiters: Vec<_> = (0..20)
+        .map(|_| {
+            let mut service = service.clone();
+            task::spawn(async move {
+                service.ready().await.unwrap();
+                service
+            })
+        })
+        .collect();
+    for waiter in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    // A clone has no readiness, and takes none along.
+    drop(holder.clone());
+    assert!(waiters.iter().all(|waiter| !waiter.is_woken()));
+    drop(holder);
+    assert_eq!(woken(&waiters), [0], "the first who came");
+    // One who is woken and goes away hands it on.
+    drop(waiters.remove(0));
+    assert_eq!(woken(&waiters), [0]);
+    // And so does one who is let through and never calls.
+    let through = tokio_test::assert_ready!(waiters[0].poll());
+    assert_eq!(layer.handle().snapshot().probes_in_flight, 1);
+    drop(waiters.remove(0));
+    assert_eq!(woken(&waiters), [] as [usize; 0]);
+    drop(through);
+    assert_eq!(woken(&waiters), [0]);
+    assert_eq!(layer.handle().snapshot().probes_in_flight, 0);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn when_a_probe_fails_those_who_wait_are_there_at_the_end_of_the_new_open_time() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    let wait = open(&service).await;
+    advance(wait).await;
+    let mut probe = task::spawn(service.clone().oneshot(after(millis(10), FailFor(secs(1)))));
+    assert_pending!(probe.poll());
+    let waiters: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(service.clone().oneshot(Succeed)))
+        .collect();
+    tokio::task::yield_now().await;
+    advance(millis(11)).await;
+    assert_ready_ok!(probe.poll());
+    let open_for = layer.handle().snapshot().open_for.unwrap();
+    assert!(
+        open_for < secs(2),
+        "less than the lease that they have waited for"
+    );
+    let start = tokio::time::Instant::now();
+    for waiter in waiters {
+        waiter.await.unwrap().unwrap();
+    }
+    assert!(start.elapsed() < secs(3), "{:?}", start.elapsed());
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_forced_breaker_are_woken_by_its_release() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    layer.handle().force_open();
+    let mut waiters: Vec<_> = (0..10)
+        .map(|_| task::spawn(service.clone().oneshot(Succeed)))
+        .collect();
+    for waiter in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    advance(secs(1_000_000)).await;
+    assert!(waiters.iter().all(|waiter| !waiter.is_woken()));
+    layer.handle().release();
+    for waiter in &mut waiters {
+        assert!(waiter.is_woken());
+        assert_ready_ok!(waiter.poll());
+    }
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn one_who_was_ready_before_it_opened_is_refused() {
+    let backend = Backend::default();
+    let (_, service) = waiting(&backend);
+    let mut ready = service.clone();
+    ready.ready().await.unwrap();
+    open(&service).await;
+    let error = ready.call(Succeed).await.unwrap_err();
     assert!(Rejected::find(&*error).is_some());
-    tokio::time::advance(Duration::from_secs(5)).await;
-    for _ in 0..3 {
-        service.clone().oneshot(0).await.unwrap();
+    assert_eq!(backend.calls(), 5);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn a_slot_whose_lease_expires_before_the_call_is_asked_for_again() {
+    let backend = Backend::default();
+    let (layer, service) = waiting(&backend);
+    let wait = open(&service).await;
+    advance(wait).await;
+    let mut slow = service.clone();
+    slow.ready().await.unwrap();
+    advance(secs(10)).await;
+    // Still ready, with another slot.
+    slow.ready().await.unwrap();
+    assert_eq!(layer.handle().snapshot().probes_in_flight, 1);
+    advance(secs(10)).await;
+    // Called without being asked again: there is a slot, so it gets one.
+    assert_eq!(slow.call(Succeed).await.unwrap(), Succeed);
+    assert_eq!(layer.handle().snapshot().probes_succeeded, 1);
+    // And where there is none, it is refused.
+    slow.ready().await.unwrap();
+    advance(secs(10)).await;
+    let mut holders: Vec<_> = (0..2)
+        .map(|_| task::spawn(service.clone().oneshot(Hang)))
+        .collect();
+    for holder in &mut holders {
+        assert_pending!(holder.poll());
     }
-    assert_eq!(handle.state(), State::Closed);
-    let mut n = 0;
-    for _ in 0..1000 {
-        n += u32::from(service.clone().oneshot(0).await.is_ok());
-    }
-    println!("{n} {:?}", handle.snapshot());
-    tokio::time::advance(Duration::from_secs(5)).await;
-    service.clone().oneshot(0).await.unwrap();
-    println!("{:?}", handle.snapshot());
+    let error = slow.call(Succeed).await.unwrap_err();
+    assert!(Rejected::find(&*error).is_some());
+}
+
+// promise: BR-23
+#[tokio::test(start_paused = true)]
+async fn shadow_mode_waits_for_nothing() {
+    let backend = Backend::default();
+    let layer = layer().backpressure().shadow();
+    let service = layer.layer(backend.clone());
+    calls(&service, 50, || Fail).await;
+    assert_eq!(layer.handle().state(), State::Open);
+    assert_eq!(backend.calls(), 50);
 }

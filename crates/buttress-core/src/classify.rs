@@ -9,6 +9,9 @@ use tower_service::Service;
 use crate::{Applied, BoxError, Hint, Kind, Rejected, Verdict, chain, hint};
 
 /// Says what became of a call. A function or closure of the same shape is one too.
+///
+/// Prefer a function: the compiler cannot see yet that an `async` block which holds such a closure may be spawned
+/// ("implementation of `FnOnce` is not general enough").
 pub trait Classify<Res> {
     /// Judges the response, or the error in its place.
     fn classify(&self, result: Result<&Res, &BoxError>) -> Verdict;
