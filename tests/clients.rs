@@ -1,4 +1,4 @@
-//! The retry layer over every client that people have, in a form to paste from.
+//! The layers over every client that people have, in a form to paste from.
 
 mod support;
 
@@ -7,6 +7,7 @@ use std::{
     fmt,
     future::{self, Future},
     io,
+    num::NonZeroU32,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -14,13 +15,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Request};
+use axum::{Router, error_handling::HandleErrorLayer, extract::Request};
 use buttress::{
-    Applied, BoxError, Kind, Verdict,
+    Applied, BoxError, Kind, Rejected, Verdict,
+    breaker::{BreakerLayer, State, TrackedBody},
     retry::{Backoff, DelaySource, Event, Outcome, ReplayBody, ResponseBody, RetryLayer},
 };
 use bytes::{Buf, BufMut, Bytes};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{StatusCode, uri::PathAndQuery};
 use http_body_util::{
     BodyExt, Empty, Full, StreamBody,
@@ -29,18 +31,22 @@ use http_body_util::{
 use hyper::body::{Body, Frame};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use support::{Told, within};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::Notify,
+};
 use tonic::{
     Code, Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     metadata::MetadataValue,
     transport::Endpoint,
 };
-use tower::{Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
 
 type Result<T = (), E = BoxError> = std::result::Result<T, E>;
 
 const SOON: Backoff = Backoff::constant(Duration::from_millis(1));
+const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 /// Serves on a port of its own, as long as the test runs.
 async fn serve(app: Router) -> Result<String> {
@@ -139,6 +145,167 @@ async fn the_client_of_reqwest() -> Result {
     Ok(())
 }
 
+/// Answers 503 to every request, and counts them.
+async fn down() -> Result<(String, Arc<AtomicUsize>)> {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let url = serve(Router::new().fallback(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        future::ready((StatusCode::SERVICE_UNAVAILABLE, "words"))
+    }))
+    .await?;
+    Ok((url, requests))
+}
+
+/// A breaker that opens after two failures refuses the third call.
+async fn refuses_the_third<S, R>(service: S, request: impl Fn() -> Result<R>) -> Result
+where
+    S: Service<R, Error = BoxError> + Clone,
+{
+    for _ in 0..2 {
+        let answer = within(service.clone().oneshot(request()?)).await;
+        if let Err(error) = answer {
+            assert!(Rejected::find(&*error).is_none(), "{error}");
+        }
+    }
+    let answer = within(service.oneshot(request()?)).await;
+    let error = answer.err().ok_or("it is let through")?;
+    assert!(Rejected::find(&*error).is_some(), "{error}");
+    Ok(())
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn the_client_of_hyper_util_behind_a_breaker() -> Result {
+    let (url, requests) = down().await?;
+
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let service = ServiceBuilder::new()
+        .layer(BreakerLayer::http().consecutive_only(TWO))
+        .service(client);
+
+    goes_anywhere(&service);
+    let put = || Ok(http::Request::put(&url).body(Full::new(Bytes::from("words")))?);
+    refuses_the_third(service, put).await?;
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn the_client_of_hyper_util_behind_a_breaker_for_each_server_that_sees_bodies_end() -> Result
+{
+    let (url, requests) = down().await?;
+
+    let layer = BreakerLayer::http()
+        .consecutive_only(TWO)
+        .track_bodies()
+        .by_authority();
+    let handles = layer.handles();
+    let service = ServiceBuilder::new()
+        .map_response(|answer: http::Response<TrackedBody<_, _>>| answer.map(BoxBody::new))
+        .layer(layer)
+        .service(Client::builder(TokioExecutor::new()).build_http());
+
+    goes_anywhere(&service);
+    let get = |url: &str| Ok::<_, BoxError>(http::Request::get(url).body(Empty::<Bytes>::new())?);
+    refuses_the_third(service.clone(), || get(&url)).await?;
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+
+    // The other one is closed, and its body is what it was.
+    let echo = echo().await?;
+    for _ in 0..2 {
+        let put = http::Request::put(&echo).body(Empty::new())?;
+        let answer = within(service.clone().oneshot(put)).await?;
+        within(answer.into_body().collect()).await?;
+    }
+    let state = |url: &str| {
+        let authority = url.trim_start_matches("http://").trim_end_matches('/');
+        handles.get(authority).map(|handle| handle.state())
+    };
+    assert_eq!(state(&url), Some(State::Open));
+    assert_eq!(state(&echo), Some(State::Closed));
+    Ok(())
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn the_client_of_reqwest_behind_a_breaker() -> Result {
+    let (url, requests) = down().await?;
+
+    let service = ServiceBuilder::new()
+        .layer(BreakerLayer::http().consecutive_only(TWO))
+        .map_response(http::Response::<reqwest::Body>::from)
+        .service(reqwest::Client::new());
+
+    goes_anywhere(&service);
+    let post = || {
+        let post = reqwest::Client::new().post(&url);
+        Ok(post.body("words").build()?)
+    };
+    refuses_the_third(service, post).await?;
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn the_client_of_reqwest_behind_a_breaker_for_each_server() -> Result {
+    let (url, requests) = down().await?;
+
+    let service = ServiceBuilder::new()
+        .layer(
+            BreakerLayer::http()
+                .consecutive_only(TWO)
+                .track_bodies()
+                .by_authority(),
+        )
+        .filter(reqwest::Request::try_from)
+        .map_response(http::Response::<reqwest::Body>::from)
+        .service(reqwest::Client::new());
+
+    goes_anywhere::<_, http::Request<String>>(&service);
+    let put = |url: &str| Ok::<_, BoxError>(http::Request::put(url).body("words".to_owned())?);
+    refuses_the_third(service.clone(), || put(&url)).await?;
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+
+    let answer = within(service.oneshot(put(&echo().await?)?)).await?;
+    let body = reqwest::Response::from(answer.map(reqwest::Body::wrap));
+    assert_eq!(within(body.text()).await?, "words");
+    Ok(())
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn a_server_of_axum_behind_a_breaker() -> Result {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let handler = move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        future::ready(StatusCode::BAD_GATEWAY)
+    };
+
+    let refused =
+        |error: BoxError| future::ready((StatusCode::SERVICE_UNAVAILABLE, error.to_string()));
+    let app = Router::new().fallback(handler).layer(
+        ServiceBuilder::new()
+            .layer(HandleErrorLayer::new(refused))
+            .layer(BreakerLayer::http().name("cards").consecutive_only(TWO)),
+    );
+
+    let url = serve(app).await?;
+    let get = || reqwest::get(&url);
+    for _ in 0..2 {
+        assert_eq!(within(get()).await?.status(), StatusCode::BAD_GATEWAY);
+    }
+    let answer = within(get()).await?;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let why = "refused by breaker cards: open: 2 calls failed in a row";
+    assert!(within(answer.text()).await?.starts_with(why));
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
 /// Neither it nor its error can be cloned.
 #[derive(Debug, PartialEq)]
 struct Receipt(u32);
@@ -183,6 +350,38 @@ async fn a_function_that_does_not_speak_http() -> Result {
     assert_eq!(within(service.oneshot(3)).await?, Receipt(3));
     assert_eq!(told.finished(), Some((Outcome::OkAfterRetry, 2)));
     Ok(())
+}
+
+/// It cannot be cloned either.
+#[derive(Debug)]
+struct Order(u32);
+
+// promise: BR-28
+#[tokio::test]
+async fn a_function_of_which_nothing_can_be_cloned_behind_a_breaker() -> Result {
+    let shop = service_fn(|Order(apples)| {
+        future::ready(if apples == 0 {
+            Err(Closed)
+        } else {
+            Ok(Receipt(apples))
+        })
+    });
+    let classify = |result: Result<&Receipt, &BoxError>| match result {
+        Ok(_) => Verdict::SUCCESS,
+        Err(error) if error.is::<Closed>() => Verdict::new(Kind::Transient, Applied::No),
+        Err(_) => Verdict::new(Kind::Ignored, Applied::No),
+    };
+    let service = ServiceBuilder::new()
+        .layer(BreakerLayer::new(classify).consecutive_only(TWO))
+        .service(shop);
+
+    goes_anywhere(&service);
+    let answer = within(service.clone().oneshot(Order(3))).await?;
+    assert_eq!(answer, Receipt(3));
+    let error = within(service.clone().oneshot(Order(0))).await;
+    assert!(error.expect_err("it is closed").is::<Closed>());
+    within(service.clone().oneshot(Order(3))).await?;
+    refuses_the_third(service, || Ok(Order(0))).await
 }
 
 /// A message of gRPC as it is.
@@ -285,6 +484,116 @@ async fn the_channel_of_tonic() -> Result {
     Ok(())
 }
 
+// promise: BR-28
+#[tokio::test]
+async fn no_client_s_breaker_takes_a_refused_connection_for_anything_else() -> Result {
+    // Nobody else gets a port that is bound, and nobody is let in before it listens.
+    let socket = TcpSocket::new_v4()?;
+    socket.bind("127.0.0.1:0".parse()?)?;
+    let url = format!("http://{}/", socket.local_addr()?);
+
+    let layer = BreakerLayer::http().consecutive_only(TWO);
+    let service = layer.layer(Client::builder(TokioExecutor::new()).build_http());
+    let get = || Ok(http::Request::get(&url).body(Full::<Bytes>::default())?);
+    refuses_the_third(service, get).await?;
+
+    let service = ServiceBuilder::new()
+        .layer(BreakerLayer::http().consecutive_only(TWO))
+        .map_response(http::Response::<reqwest::Body>::from)
+        .service(reqwest::Client::new());
+    let get = || Ok(reqwest::Client::new().get(&url).build()?);
+    refuses_the_third(service, get).await?;
+
+    let layer = BreakerLayer::grpc().consecutive_only(TWO);
+    let service = layer.layer(Endpoint::try_from(url.clone())?.connect_lazy());
+    let get = || Ok(http::Request::get(&url).body(tonic::body::Body::empty())?);
+    refuses_the_third(service, get).await
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn the_channel_of_tonic_behind_a_breaker() -> Result {
+    // The one kind of failure is all there is to the response, the other comes in the trailers.
+    let failures: [fn() -> Result<_, Status>; 2] = [
+        || Err(Status::unavailable("come again")),
+        || {
+            let messages = [Ok(Bytes::from("apples")), Err(Status::internal("no"))];
+            Ok(tonic::Response::new(stream::iter(messages)))
+        },
+    ];
+    for failure in failures {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let method = service_fn(move |_: tonic::Request<Bytes>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            future::ready(failure())
+        });
+        let url = serve(Router::new().fallback(move |request: Request| async move {
+            tonic::server::Grpc::new(Raw)
+                .server_streaming(method, request)
+                .await
+        }))
+        .await?;
+
+        let channel = Endpoint::try_from(url)?.connect_lazy();
+        let service = ServiceBuilder::new()
+            .layer(BreakerLayer::grpc().name("shop").consecutive_only(TWO))
+            .service(channel);
+        let mut client = tonic::client::Grpc::new(service.clone());
+
+        goes_anywhere(&service);
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            client.ready().await?;
+            let call = client.server_streaming(message("all"), BUY, Raw);
+            let answer: Result<tonic::Response<tonic::Streaming<Bytes>>, Status> =
+                within(call).await;
+            let end = match answer {
+                Ok(answer) => within(answer.into_inner().try_collect::<Vec<_>>()).await,
+                Err(status) => Err(status),
+            };
+            statuses.push(end.expect_err("it fails"));
+        }
+        assert_eq!(requests.load(Ordering::SeqCst), 2);
+        assert!(Rejected::find(&statuses[1]).is_none());
+        let rejected = Rejected::find(&statuses[2]).ok_or("the refusal is lost")?;
+        assert_eq!(rejected.name(), Some("shop"));
+    }
+    Ok(())
+}
+
+// promise: BR-28
+#[tokio::test]
+async fn the_channel_of_tonic_behind_a_breaker_and_a_retry() -> Result {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let url = serve_grpc(move |_, _, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        future::ready(Err(Status::unavailable("come again")))
+    })
+    .await?;
+
+    let channel = Endpoint::try_from(url)?.connect_lazy();
+    let service = ServiceBuilder::new()
+        .layer(RetryLayer::grpc().backoff(SOON))
+        .layer(BreakerLayer::grpc().by_authority().consecutive_only(TWO))
+        .map_request(|request: http::Request<ReplayBody<_>>| request.map(tonic::body::Body::new))
+        .service(channel);
+    let mut client = tonic::client::Grpc::new(service.clone());
+
+    goes_anywhere(&service);
+    client.ready().await?;
+    let call = client.unary(message("apples"), BUY, Raw);
+    let answer: Result<tonic::Response<Bytes>, Status> = within(call).await;
+    let status = answer.expect_err("it fails");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unavailable, "come again")
+    );
+    assert_eq!(requests.load(Ordering::SeqCst), 2, "the third is refused");
+    Ok(())
+}
+
 type Shop = tonic::client::Grpc<
     BoxCloneService<
         http::Request<tonic::body::Body>,
@@ -294,7 +603,7 @@ type Shop = tonic::client::Grpc<
 >;
 
 /// A client whose calls of a `Get` method may be made twice, connected and ready for a call.
-async fn shop(url: String, told: &Told) -> Result<Shop> {
+async fn shop(url: String, told: &Told<Event>) -> Result<Shop> {
     let get = |request: &http::Request<_>| request.uri().path().starts_with("/shop.Shop/Get");
     let service = ServiceBuilder::new()
         .boxed_clone()

@@ -12,10 +12,7 @@ use std::{
     time::Duration,
 };
 
-use buttress::{
-    BoxError,
-    retry::{Event, Outcome},
-};
+use buttress::{BoxError, breaker, retry};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -30,6 +27,14 @@ pub(crate) async fn within<F: Future>(what: F) -> F::Output {
     done.expect("it hangs")
 }
 
+/// Lets this time pass in no time, in a test that has one thread. Connections work on as ever; on a clock that stands
+/// still they would not, as it runs on whenever nothing but them is waited for.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// Bytes that are nowhere the same.
 pub(crate) fn bytes(len: usize) -> Bytes {
     let byte = |place: usize| u8::try_from((place * 31 + place / 251) % 256).unwrap_or_default();
@@ -37,23 +42,69 @@ pub(crate) fn bytes(len: usize) -> Bytes {
 }
 
 /// The events of a layer.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Told(Arc<Mutex<Vec<Event>>>);
+#[derive(Debug)]
+pub(crate) struct Told<E>(Arc<Mutex<Vec<E>>>);
 
-impl Told {
-    pub(crate) fn sink(&self) -> impl Fn(&Event) + Send + Sync + 'static {
-        let told = self.clone();
-        move |event| lock(&told.0).push(event.clone())
+impl<E> Default for Told<E> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<E: Clone + Send + 'static> Told<E> {
+    pub(crate) fn sink(&self) -> impl Fn(&E) + Send + Sync + 'static {
+        let told = self.0.clone();
+        move |event| lock(&told).push(event.clone())
     }
 
-    pub(crate) fn all(&self) -> Vec<Event> {
+    pub(crate) fn all(&self) -> Vec<E> {
         lock(&self.0).clone()
     }
+}
 
+impl Told<retry::Event> {
     /// How the last call ended, and how many requests it sent.
-    pub(crate) fn finished(&self) -> Option<(Outcome, u32)> {
+    pub(crate) fn finished(&self) -> Option<(retry::Outcome, u32)> {
         lock(&self.0).iter().rev().find_map(|event| match event {
-            Event::Finished { outcome, sends, .. } => Some((*outcome, *sends)),
+            retry::Event::Finished { outcome, sends, .. } => Some((*outcome, *sends)),
+            _ => None,
+        })
+    }
+}
+
+impl Told<breaker::Event> {
+    /// How the calls that were let through ended.
+    pub(crate) fn calls(&self) -> Vec<(breaker::Outcome, breaker::Reason)> {
+        let all = lock(&self.0);
+        let call = |event: &breaker::Event| match event {
+            breaker::Event::Call {
+                outcome, reason, ..
+            } => Some((*outcome, *reason)),
+            _ => None,
+        };
+        all.iter().filter_map(call).collect()
+    }
+
+    /// What became of the probes.
+    pub(crate) fn probes(&self) -> Vec<breaker::ProbeResult> {
+        let all = lock(&self.0);
+        let probe = |event: &breaker::Event| match event {
+            breaker::Event::Probe { result, .. } => Some(*result),
+            _ => None,
+        };
+        all.iter().filter_map(probe).collect()
+    }
+
+    /// How many calls were refused.
+    pub(crate) fn refused(&self) -> usize {
+        let refused = |event: &&breaker::Event| matches!(event, breaker::Event::Refused { .. });
+        lock(&self.0).iter().filter(refused).count()
+    }
+
+    /// How long the breaker stays open that has opened last.
+    pub(crate) fn open_for(&self) -> Option<Duration> {
+        lock(&self.0).iter().rev().find_map(|event| match event {
+            breaker::Event::Transition { open_for, .. } => *open_for,
             _ => None,
         })
     }
