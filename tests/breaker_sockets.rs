@@ -316,6 +316,30 @@ async fn an_upload_that_fails_says_nothing_of_the_server() -> Result {
     Ok(())
 }
 
+// promise: BR-5
+#[tokio::test]
+async fn an_upload_that_fails_during_the_answer_says_nothing_of_the_server() -> Result {
+    let echo = async |request: axum::extract::Request| Response::new(request.into_body());
+    let url = serve(Router::new().fallback(echo)).await?;
+    let told = Told::default();
+    let layer = BreakerLayer::http()
+        .consecutive_only(ONE)
+        .on_event(told.sink())
+        .track_bodies();
+    // In HTTP/1 hyper has the same error for whatever ends a connection.
+    let service = layer.layer(client(Http2));
+    let (mut sender, upload) = Channel::<Bytes, BoxError>::new(1);
+    sender.send_data(Bytes::from("words")).await?;
+    let call = service.oneshot(Request::post(&url).body(upload)?);
+    let mut body = within(call).await?.into_body();
+    assert_eq!(next(&mut body).await?.as_deref(), Some(&b"words"[..]));
+    sender.abort("it is broken".into());
+    assert!(next(&mut body).await.is_err());
+    assert_eq!(told.calls(), [(Ignored, Reason::Body)]);
+    assert_eq!(layer.handle().state(), State::Closed);
+    Ok(())
+}
+
 /// A server of gRPC whose responses have a message and, after a word from the test, these trailers.
 async fn grpc(trailers: HeaderMap) -> Result<(String, Arc<Notify>)> {
     let end = Arc::new(Notify::new());

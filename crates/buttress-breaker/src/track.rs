@@ -6,12 +6,15 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use buttress_core::{Classify, Kind};
+use buttress_core::{BoxError, Classify, Kind};
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use crate::{Outcome, Reason, call::Call};
+use crate::{
+    Outcome, Reason,
+    call::{Call, judge_error},
+};
 
 mod sealed {
     pub trait Sealed {}
@@ -87,22 +90,22 @@ pub struct TrackedBody<B, C> {
 
 impl<B, C> Body for TrackedBody<B, C>
 where
-    B: Body,
+    B: Body<Error: Into<BoxError>>,
     C: Classify<Response<B>>,
 {
     type Data = B::Data;
-    type Error = B::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let mut this = self.project();
         let Some((call, classifier)) = this.watch else {
-            return this.body.poll_frame(cx);
+            return this.body.poll_frame(cx).map_err(Into::into);
         };
         let body = this.body.as_mut();
-        let frame = ready!(call.run(|| body.poll_frame(cx)));
+        let frame = ready!(call.run(|| body.poll_frame(cx).map_err(Into::into)));
         let trailers = match &frame {
             Some(Ok(frame)) => frame.trailers_ref(),
             _ => None,
@@ -112,7 +115,8 @@ where
             call.judged(verdict, Reason::Body);
         } else {
             match &frame {
-                Some(Err(_)) => call.end(Outcome::Failure, Reason::Body, None),
+                // It may be the caller's own upload that has failed.
+                Some(Err(error)) => call.judged(judge_error(classifier, error), Reason::Body),
                 Some(Ok(_)) if !this.body.is_end_stream() => return Poll::Ready(frame),
                 Some(Ok(_)) | None => call.end(Outcome::Success, Reason::Body, None),
             }
