@@ -29,7 +29,7 @@ use hyper_util::{
 use support::{Server, Told, pass, within};
 use tokio::{net::TcpSocket, sync::mpsc};
 use tower::{
-    Service, ServiceBuilder, ServiceExt,
+    Layer, Service, ServiceBuilder, ServiceExt,
     balance::p2c::Balance,
     discover::ServiceList,
     load::{CompleteOnResponse, PendingRequests},
@@ -314,6 +314,33 @@ async fn what_would_wait_for_a_breaker_can_be_shed() -> Result {
         assert_eq!(answer.status(), StatusCode::OK);
     }
     assert_eq!((handle.state(), backend.calls()), (State::Closed, 6));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_given_up_waiting_for_a_breaker_is_in_nobody_s_way() -> Result {
+    let backend = Backend::default();
+    let breaker = BreakerLayer::http().consecutive_only(ONE).backpressure();
+    let served = backend.clone();
+    let mut service = breaker.layer(service_fn(move |request| served.clone().call(request)));
+    service.ready().await?.call(request("/")?).await?;
+    backend.is_well(true);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let probe = tokio::spawn(service.ready().await?.call(request("/")?));
+
+    // These two are kept for a later call, but wait no longer.
+    let mut kept = [service.clone(), service.clone()];
+    for service in &mut kept {
+        let ready = tokio::time::timeout(Duration::from_millis(1), service.ready());
+        assert!(ready.await.is_err(), "the one probe is under way");
+    }
+    let begun = clock::now();
+    let call = tokio::spawn(service.oneshot(request("/")?));
+    probe.await??;
+    within(call).await??;
+    // The rest of the probe, and the call.
+    let passed = clock::now().saturating_duration_since(begun);
+    assert!(passed <= Duration::from_millis(20), "{passed:?}");
     Ok(())
 }
 
