@@ -317,8 +317,9 @@ async fn what_would_wait_for_a_breaker_can_be_shed() -> Result {
     Ok(())
 }
 
+// promise: BR-12
 #[tokio::test(start_paused = true)]
-async fn who_has_given_up_waiting_for_a_breaker_is_in_nobody_s_way() -> Result {
+async fn who_keeps_a_place_and_does_not_come_is_in_the_way_no_longer_than_a_lease() -> Result {
     let backend = Backend::default();
     let breaker = BreakerLayer::http().consecutive_only(ONE).backpressure();
     let served = backend.clone();
@@ -338,9 +339,8 @@ async fn who_has_given_up_waiting_for_a_breaker_is_in_nobody_s_way() -> Result {
     let call = tokio::spawn(service.oneshot(request("/")?));
     probe.await??;
     within(call).await??;
-    // The rest of the probe, and the call.
     let passed = clock::now().saturating_duration_since(begun);
-    assert!(passed <= Duration::from_millis(20), "{passed:?}");
+    assert!(passed <= Duration::from_millis(10_020), "{passed:?}");
     Ok(())
 }
 

@@ -222,7 +222,7 @@ impl fmt::Display for Cause {
             }
             Self::SlowRate { slow, calls } => write!(f, "{slow} of {calls} calls were slow"),
             Self::InARow { failures } => write!(f, "{failures} calls failed in a row"),
-            Self::OpenTimeOver => f.write_str("its probes are under way"),
+            Self::OpenTimeOver => f.write_str("the open time is over"),
             Self::ProbeFailed => f.write_str("a probe failed"),
             Self::ProbesSlow { slow, probes } => write!(f, "{slow} of {probes} probes were slow"),
             Self::ProbesSucceeded { probes } => write!(f, "{probes} probes succeeded"),
@@ -300,7 +300,8 @@ impl Why {
         let Self { state, cause } = Self::unpack(bits);
         match state {
             State::Closed => write!(f, "closed, and taking calls on step by step: {cause}"),
-            State::HalfOpen => write!(f, "half-open: {cause}"),
+            State::HalfOpen => f.write_str("half-open: its probes are under way"),
+            State::ForcedOpen => f.write_str("forced open"),
             _ => write!(f, "open: {cause}"),
         }
     }

@@ -251,7 +251,9 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
 
 impl<C, K: Sealed> BreakerLayer<C, K> {
     /// Waits for the end of a response's body, and for its trailers, before a call has succeeded; by default the head
-    /// decides, except for gRPC. The body passes as it comes, in another type.
+    /// decides, except for gRPC. The body passes as it comes, in another type. A body that is dropped before its end says
+    /// nothing, and so does one that nobody reads, as a server's in its answer to HEAD; one that ends without trailers
+    /// has ended well.
     #[must_use]
     pub fn track_bodies(self) -> BreakerLayer<C, K, Bodies> {
         BreakerLayer::with(self.classifier, self.keys, Bodies, self.settings)
@@ -262,8 +264,9 @@ impl<C, T> BreakerLayer<C, One, T> {
     /// Waits in `poll_ready` while calls would be refused, for a [`Buffer`] or a balancer above; by default a call is
     /// refused at once. There is no ramp then.
     ///
-    /// The service below has to be ready first, and stays so while it is waited for. A service that was ready before the
-    /// breaker opened may still be refused when it is called.
+    /// The service below has to be ready first, and stays so while it is waited for: have limits above the breaker. A
+    /// service that was ready before the breaker opened may still be refused when it is called. A clone that has waited
+    /// and is kept, but not polled again, keeps its place in the queue; at worst until a probe's lease expires. Drop it.
     ///
     /// [`Buffer`]: https://docs.rs/tower/latest/tower/buffer/index.html
     #[must_use]

@@ -36,7 +36,7 @@
 //! let error = client.clone().oneshot(get()?).await.unwrap_err();
 //! let refusal = Rejected::find(&*error).expect("the breaker is open");
 //! println!("{refusal}");
-//! // refused by breaker payments [pay.example:80]: open: 5 calls failed in a row; try again after 3.27s
+//! // refused by breaker payments [pay.example:80]: open: 5 calls failed in a row; try again after 3.3s
 //!
 //! let breaker = operator.get("pay.example:80").expect("it is in use");
 //! assert_eq!(breaker.state(), State::Open);
@@ -100,6 +100,12 @@
 //!   calls that find it open are a good part of all. A deadline and a retry budget do more.
 //! - where the caller has nothing to do instead. If every refused call is simply lost, a limit for calls in flight
 //!   protects the service as well, and lets those through that it can take.
+//!
+//! - with these defaults, where many calls begin together: failures that are quicker than successes, such as refused
+//!   connections, come back first, and five of them are in a row before anything has succeeded. A client with 64 calls in
+//!   flight does well with `min_calls` above 64 and no [`consecutive`](BreakerLayer::consecutive) rule, and with a window
+//!   of a second or two, or of calls: half of what ten good seconds hold must fail before the longer one opens.
+//! - where much fails all the time: of services that fail every fourth call, three probes in a row succeed four times in ten.
 //!
 //! Try it in [shadow mode](BreakerLayer::shadow) first: its events say what it would have refused.
 //!

@@ -2,8 +2,6 @@
 
 use std::{collections::VecDeque, task::Waker};
 
-use crate::circuit::Outlook;
-
 /// Everyone keeps the time for himself; whatever happens earlier, he is told.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
@@ -47,30 +45,20 @@ impl Queue {
         else {
             return [None, None];
         };
-        let told = self.waiting.iter().filter(|waiter| waiter.told).count();
         let next = if left.told && !admitted {
-            self.tell(told + 1).pop()
+            self.tell(1).pop()
         } else {
             None
         };
         [Some(left.waker), next]
     }
 
-    /// Whom to wake when the circuit has this outlook, and so many slots are free. When it has turned, one has to see how
-    /// long there is to wait now.
-    pub(crate) fn wake(&mut self, outlook: Outlook, free: usize, turned: bool) -> Vec<Waker> {
-        match outlook {
-            Outlook::Pass => self.tell(usize::MAX),
-            Outlook::Ask => self.tell(free),
-            Outlook::Refuse(_) => self.tell(usize::from(turned)),
-        }
-    }
-
-    /// Sees to it that so many from the front have been told.
-    fn tell(&mut self, number: usize) -> Vec<Waker> {
-        let front = self.waiting.iter_mut().take(number);
-        let untold = front.filter(|waiter| !waiter.told);
+    /// Tells so many, from the front on, who have not been told yet. One who was told and has not come back since may
+    /// have gone elsewhere, and does not hold up those behind him again.
+    pub(crate) fn tell(&mut self, number: usize) -> Vec<Waker> {
+        let untold = self.waiting.iter_mut().filter(|waiter| !waiter.told);
         untold
+            .take(number)
             .map(|waiter| {
                 waiter.told = true;
                 waiter.waker.clone()

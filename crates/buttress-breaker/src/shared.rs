@@ -305,7 +305,8 @@ impl Shared {
     fn step<T>(&self, work: impl FnOnce(&Self, &mut Locked, Instant, &mut Happened) -> T) -> T {
         let mut happened = Happened::default();
         let mut locked = lock(&self.locked);
-        let before = locked.circuit.generation;
+        let rules = &self.settings.rules;
+        let (before, free_before) = (locked.circuit.generation, locked.circuit.free_slots(rules));
         let done = work(self, &mut locked, clock::now(), &mut happened);
         let generation = locked.circuit.generation;
         if generation != before {
@@ -313,12 +314,12 @@ impl Shared {
         }
         self.publish(&locked.circuit);
         let Locked { circuit, queue, .. } = &mut *locked;
-        let rules = &self.settings.rules;
-        let woken = queue.wake(
-            circuit.outlook(rules),
-            circuit.free_slots(rules),
-            happened.transition.is_some(),
-        );
+        let woken = queue.tell(match circuit.outlook(rules) {
+            Outlook::Pass => usize::MAX,
+            Outlook::Ask => circuit.free_slots(rules).saturating_sub(free_before),
+            // When it has opened anew, one has to see how long there is to wait now.
+            Outlook::Refuse(_) => usize::from(happened.transition.is_some()),
+        });
         drop(locked);
 
         self.tell(&happened);
@@ -439,7 +440,7 @@ mod tests {
             let _locked = lock(&shared.locked);
             let refusal = shared.admit().unwrap_err();
             shared.tell_refused(refusal);
-            assert_eq!(shared.rejected(refusal).reason(), "open: by force");
+            assert_eq!(shared.rejected(refusal).reason(), "forced open");
         }
     }
 }

@@ -659,7 +659,7 @@ async fn a_refusal_says_who_and_why_and_when_to_come_back() {
     let error = service.clone().oneshot(Succeed).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "refused by breaker cards: open: by force"
+        "refused by breaker cards: forced open"
     );
 }
 

@@ -144,7 +144,7 @@ impl fmt::Display for Rejected {
         }
         write!(f, ": {}", self.reason)?;
         if let Some(retry_after) = self.retry_after {
-            write!(f, "; try again after {retry_after:?}")?;
+            write!(f, "; try again after {retry_after:.1?}")?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(seconds(&io::Error::other("something else")), None);
         assert_eq!(
             boxed.to_string(),
-            "refused by breaker cards: open; try again after 3s"
+            "refused by breaker cards: open; try again after 3.0s"
         );
     }
 

@@ -31,7 +31,7 @@ pub enum Event {
     Finished {
         /// How.
         outcome: Outcome,
-        /// How many requests the service below was given.
+        /// How many requests the service below was given, those that a layer below refused among them.
         sends: u32,
     },
 }
