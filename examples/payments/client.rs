@@ -1,17 +1,8 @@
-//! The client: a stack of layers on an HTTP client, and what is counted on the way.
+//! The client: a stack of layers on an HTTP client.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
-use buttress::{
-    Applied, BoxError,
-    retry::{Cause, DelaySource, Event, Outcome, RetryLayer},
-};
+use buttress::{BoxError, breaker::BreakerLayer, retry::RetryLayer};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::Body;
@@ -22,10 +13,23 @@ use hyper_util::{
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
 
-use crate::injector::Injector;
+use crate::{Args, counts::Counts, injector::Injector};
 
 /// How long one send may take. A server that hangs costs this much, not the whole call.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// The breaker looks at the sends of this last time; here they are some hundreds.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// It takes no fewer for a reason to open. They would be those of a moment when all workers start, or
+/// end, and of these too many have failed: a failure comes before the successes, or long after them.
+const MIN_CALLS: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
+/// When the breaker counts a send that was given up as a failure: a bit before it is given up.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long the breaker is open at first, and at most: so long may the end of an outage go unnoticed.
+const OPEN_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 
 /// A client that answers with whole bodies.
 pub(crate) type Payer = BoxCloneService<Request<Full<Bytes>>, Response<Bytes>, BoxError>;
@@ -34,8 +38,8 @@ pub(crate) type Payer = BoxCloneService<Request<Full<Bytes>>, Response<Bytes>, B
 pub(crate) fn stack(
     proxy: SocketAddr,
     injector: Arc<Injector>,
-    counts: Arc<Counts>,
-    seed: u64,
+    counts: &Arc<Counts>,
+    args: &Args,
 ) -> Payer {
     let connected = counts.clone();
     let connector = service_fn(move |_: Uri| {
@@ -43,20 +47,33 @@ pub(crate) fn stack(
         // The HTTP client asks for a future that is `Unpin`.
         Box::pin(async move {
             let stream = injector.connect(proxy).await?;
-            connected.lock().connections += 1;
+            connected.connection();
             Ok::<_, io::Error>(TokioIo::new(stream))
         })
     });
     let http = Client::builder(TokioExecutor::new()).build(connector);
 
+    let (retries, states) = (counts.clone(), counts.clone());
     let retry = RetryLayer::http()
         .max_retries(3)
         .attempt_timeout(ATTEMPT_TIMEOUT)
-        .seed(seed)
-        .on_event(move |event| counts.count(event));
+        .seed(args.seed)
+        .on_event(move |event| retries.retry(event));
+    let mut breaker = BreakerLayer::http()
+        .name("payments")
+        .window(WINDOW)
+        .min_calls(MIN_CALLS)
+        .consecutive(None)
+        .patience(PATIENCE)
+        .open_time(OPEN_TIME.0, OPEN_TIME.1)
+        .on_event(move |event| states.breaker(event));
+    if args.shadow {
+        breaker = breaker.shadow();
+    }
     ServiceBuilder::new()
         .layer(retry)
-        // A breaker and a rate limit go here, below the retries: they see every send.
+        // Below the retries, where it sees every send. What it refuses is not sent again.
+        .layer(breaker)
         .service(http)
         .and_then(whole)
         .boxed_clone()
@@ -72,71 +89,4 @@ where
     let (head, body) = response.into_parts();
     let body = body.collect().await.map_err(Into::into)?;
     Ok(Response::from_parts(head, body.to_bytes()))
-}
-
-/// What the client counts.
-#[derive(Debug, Default)]
-pub(crate) struct Counts(Mutex<Totals>);
-
-/// What it has counted.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Totals {
-    /// Calls by their outcome.
-    pub(crate) calls: BTreeMap<&'static str, u64>,
-    /// Retries by what made them necessary.
-    pub(crate) retries: BTreeMap<&'static str, u64>,
-    /// Retries at a time that the server named.
-    pub(crate) hinted: u64,
-    /// The sum of the delays before retries.
-    pub(crate) asleep: Duration,
-    pub(crate) sends: u64,
-    pub(crate) connections: u64,
-}
-
-impl Counts {
-    pub(crate) fn totals(&self) -> Totals {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Totals> {
-        self.0.lock().unwrap()
-    }
-
-    fn count(&self, event: &Event) {
-        let mut totals = self.lock();
-        match event {
-            Event::Retry {
-                delay,
-                source,
-                cause,
-                verdict,
-                ..
-            } => {
-                totals.asleep += *delay;
-                totals.hinted += u64::from(*source == DelaySource::Hint);
-                let cause = match cause {
-                    Cause::Response(Some(status)) if *status == 429 => "429",
-                    Cause::Response(Some(status)) if *status == 500 => "500",
-                    Cause::Response(Some(status)) if *status == 503 => "503",
-                    Cause::Error if verdict.applied == Applied::No => "connect refused",
-                    Cause::Error => "connection lost",
-                    Cause::TimedOut => "no answer in time",
-                    _ => "other",
-                };
-                *totals.retries.entry(cause).or_default() += 1;
-            }
-            Event::Finished { outcome, sends, .. } => {
-                totals.sends += u64::from(*sends);
-                let outcome = match outcome {
-                    Outcome::Ok => "ok",
-                    Outcome::OkAfterRetry => "ok after retries",
-                    Outcome::Attempts => "out of retries",
-                    Outcome::Budget => "out of budget",
-                    _ => "other",
-                };
-                *totals.calls.entry(outcome).or_default() += 1;
-            }
-            _ => {}
-        }
-    }
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::server::IDEMPOTENCY_KEY;
+use crate::{outage::Outage, server::IDEMPOTENCY_KEY};
 
 /// What goes wrong with an answer.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +50,9 @@ const FAULTS: [(&str, Fault, Effect); 10] = [
     ("reset, payment ran", Fault::Reset, Effect::After),
 ];
 
+/// What everything meets while the server is gone: a refused connect, or a RST on an old connection.
+pub(crate) const DOWN: &str = "server down";
+
 /// What a 429 says besides. It is whole seconds, and one of them is long for this program.
 const RETRY_AFTER: &str = "retry-after: 1\r\n";
 
@@ -60,6 +63,7 @@ pub(crate) struct Injector {
     server: SocketAddr,
     share: f64,
     seed: u64,
+    outage: Outage,
     /// Bound but never listening, so that a connect to it is refused by the operating system.
     closed: TcpSocket,
     sends: Mutex<HashMap<Uuid, u64>>,
@@ -67,13 +71,19 @@ pub(crate) struct Injector {
 }
 
 impl Injector {
-    pub(crate) fn new(server: SocketAddr, share: f64, seed: u64) -> io::Result<Self> {
+    pub(crate) fn new(
+        server: SocketAddr,
+        share: f64,
+        seed: u64,
+        outage: Outage,
+    ) -> io::Result<Self> {
         let closed = TcpSocket::new_v4()?;
         closed.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         Ok(Self {
             server,
             share,
             seed,
+            outage,
             closed,
             sends: Mutex::default(),
             faults: Mutex::default(),
@@ -99,9 +109,14 @@ impl Injector {
     /// Connects to the proxy, or to a port where nobody listens.
     pub(crate) async fn connect(&self, proxy: SocketAddr) -> io::Result<TcpStream> {
         // A connection belongs to no payment: the nil key stands for all of them.
-        let refused = self.dice(Uuid::nil()).random_bool(self.share / 2.0);
-        let address = if refused {
-            self.count("connect refused");
+        let refused = if self.is_down() {
+            Some(DOWN)
+        } else {
+            let refused = self.dice(Uuid::nil()).random_bool(self.share / 2.0);
+            refused.then_some("connect refused")
+        };
+        let address = if let Some(fault) = refused {
+            self.count(fault);
             self.closed.local_addr()?
         } else {
             proxy
@@ -114,6 +129,16 @@ impl Injector {
     /// How often each fault was met.
     pub(crate) fn faults(&self) -> BTreeMap<&'static str, u64> {
         self.faults.lock().unwrap().clone()
+    }
+
+    pub(crate) fn outage(&self) -> &Outage {
+        &self.outage
+    }
+
+    /// Is the server gone? All that is known here of the payments is how many keys were sent.
+    fn is_down(&self) -> bool {
+        let payments = self.sends.lock().unwrap().len();
+        self.outage.is_on(payments)
     }
 
     fn count(&self, fault: &'static str) {
@@ -134,6 +159,10 @@ impl Injector {
 
     /// The fault that this request meets, if it meets one.
     fn draw(&self, request: &Message) -> Option<(Fault, Effect)> {
+        if self.is_down() {
+            self.count(DOWN);
+            return Some((Fault::Reset, Effect::Before));
+        }
         let key = request.header(IDEMPOTENCY_KEY)?.parse().ok()?;
         let mut dice = self.dice(key);
         if !dice.random_bool(self.share) {
@@ -159,7 +188,10 @@ impl Injector {
                 answer = Message::read(&mut server).await?;
             }
             match fault.map(|(fault, _)| fault) {
-                None => client.write_all(&answer.bytes).await?,
+                None => {
+                    client.write_all(&answer.bytes).await?;
+                    self.outage.answered();
+                }
                 Some(Fault::Answer(status)) => {
                     let more = if status == 429 { RETRY_AFTER } else { "" };
                     let head =

@@ -1,16 +1,20 @@
 //! The main job: send payments through a network that fails, and run each of them exactly once.
 //!
 //! ```text
-//! outbox -> retry layer -> HTTP client -> [fault injector] -> server -> ledger
+//! outbox -> retry layer -> breaker layer -> HTTP client -> [fault injector] -> server -> ledger
 //! ```
 //!
-//! Everything talks over real TCP on the loopback interface. When the outbox is empty the ledger is
-//! read line by line; the program exits non-zero when a payment is missing or is in it twice.
+//! Everything talks over real TCP on the loopback interface. After a third of the payments the server
+//! is gone for some seconds, and the breaker keeps the calls away from it until it is back. When the
+//! outbox is empty the ledger is read line by line; the program exits non-zero when a payment is
+//! missing or is in it twice.
 //!
 //! Start reading in `client.rs`: it has the stack. `cargo run --release --example payments -- --help`
 
 mod client;
+mod counts;
 mod injector;
+mod outage;
 mod outbox;
 mod report;
 mod server;
@@ -19,14 +23,16 @@ use std::{
     io::{self, Write},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use buttress::{BoxError, clock};
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use crate::{
-    client::Counts,
+    counts::Counts,
     injector::Injector,
+    outage::Outage,
     report::{Progress, Report},
     server::Ledger,
 };
@@ -40,7 +46,8 @@ pub(crate) struct Args {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     payments: u64,
 
-    /// The share of sends that meet a fault, 0.0 to 0.9; half as many connects are refused
+    /// The share of sends that meet a fault, 0.0 to 0.4, with --shadow to 0.9; half as many connects
+    /// are refused
     #[arg(long, value_name = "SHARE", default_value_t = 0.3,
           value_parser = share, allow_negative_numbers = true)]
     faults: f64,
@@ -48,6 +55,15 @@ pub(crate) struct Args {
     /// Seeds the faults, the keys and the backoff: the same seed meets the same faults
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+
+    /// How long the server is gone, once a third of the payments was sent; 0 if never
+    #[arg(long, value_name = "SECONDS", default_value_t = 3,
+          value_parser = clap::value_parser!(u64).range(0..=60))]
+    outage: u64,
+
+    /// Let the breaker refuse nothing, and only count what it would refuse
+    #[arg(long)]
+    shadow: bool,
 
     /// Let the server ignore the keys, to see what they are for (this run is meant to fail)
     #[arg(long)]
@@ -66,24 +82,37 @@ fn share(text: &str) -> Result<f64, String> {
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
     let args = Args::parse();
+    if args.faults > 0.4 && !args.shadow {
+        // Of three probes in a row one fails nearly every time.
+        let error = "with more faults than 0.4 the breaker hardly ever closes; add --shadow";
+        Args::command()
+            .error(ErrorKind::ValueValidation, error)
+            .exit();
+    }
     let started = clock::now();
 
     let ledger = Arc::new(Ledger::new(!args.forget_keys));
     let server = server::start(ledger.clone()).await?;
-    let injector = Arc::new(Injector::new(server, args.faults, args.seed)?);
+    let outage = Outage::new(
+        usize::try_from(args.payments / 3)?,
+        Duration::from_secs(args.outage),
+    );
+    let injector = Arc::new(Injector::new(server, args.faults, args.seed, outage)?);
     let proxy = injector.clone().start().await?;
 
     let counts = Arc::new(Counts::default());
-    let client = client::stack(proxy, injector.clone(), counts.clone(), args.seed);
+    let client = client::stack(proxy, injector.clone(), &counts, &args);
     let progress = Progress::new(args.payments);
     let orders = outbox::fill(args.payments, args.seed);
     let delivery = outbox::deliver(orders, client, &progress).await;
     progress.finish();
 
     let report = Report {
-        took: clock::now().saturating_duration_since(started),
+        started,
+        ended: clock::now(),
         audit: ledger.audit(args.payments),
         faults: injector.faults(),
+        outage: injector.outage(),
         counts: counts.totals(),
         delivery,
         args,

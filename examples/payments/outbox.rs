@@ -9,7 +9,7 @@ use std::{
     vec,
 };
 
-use buttress::BoxError;
+use buttress::{BoxError, Rejected};
 use http::{Request, header::CONTENT_TYPE};
 use http_body_util::Full;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -106,7 +106,15 @@ async fn work(
     while let Some(order) = next() {
         match pay(client.clone(), &order).await {
             Ok(()) => progress.acknowledged(),
-            Err(error) => failed.push((order, error)),
+            Err(error) => {
+                let refused = Rejected::find(&*error);
+                let pause = refused.map(|refused| refused.retry_after().unwrap_or(PAUSE));
+                failed.push((order, error));
+                // No call came of it: all others would be refused just as fast.
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
+                }
+            }
         }
     }
     failed

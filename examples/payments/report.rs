@@ -8,10 +8,13 @@ use std::{
     time::Duration,
 };
 
+use buttress::{breaker::State, clock::Instant};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::{Args, client::Totals, outbox::Delivery, server::Audit};
+use crate::{
+    Args, counts::Totals, injector::DOWN, outage::Outage, outbox::Delivery, server::Audit,
+};
 
 /// A bar on a terminal; elsewhere, in a log for one, a plain line now and then.
 #[derive(Debug, Clone)]
@@ -44,37 +47,61 @@ impl Progress {
 
 /// Everything that is known at the end.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub(crate) struct Report<'a> {
     pub(crate) args: Args,
-    pub(crate) took: Duration,
+    pub(crate) started: Instant,
+    pub(crate) ended: Instant,
+    pub(crate) outage: &'a Outage,
     pub(crate) delivery: Delivery,
     pub(crate) counts: Totals,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) audit: Audit,
 }
 
-impl Report {
+impl Report<'_> {
     fn table(&self) -> Table {
         let (counts, audit) = (&self.counts, self.audit);
-        let calls: u64 = counts.calls.values().sum();
+        let refused: u64 = counts.refused.values().sum();
+        // The retry layer hands every send to the breaker; what that refuses is none.
+        let sends = counts.sends - if self.args.shadow { 0 } else { refused };
         let mut rows = Rows::new();
         rows.group("the job");
         rows.count("payments", self.args.payments);
-        rows.text("time", &seconds(self.took));
+        rows.text("time", &seconds(between(self.started, self.ended)));
         rows.count("rounds of the outbox", self.delivery.rounds.into());
         rows.group("calls");
         rows.counts(&counts.calls);
-        rows.count("all", calls);
+        rows.count("all", counts.calls.values().sum());
         rows.group("retries");
         rows.counts(&counts.retries);
         rows.count("all", counts.retries.values().sum());
         rows.count("at a time that the server named", counts.hinted);
         rows.text("asleep before them, in sum", &seconds(counts.asleep));
         rows.group("sends");
-        rows.count("all", counts.sends);
-        rows.text("per call (amplification)", &ratio(counts.sends, calls));
-        rows.text("per payment", &ratio(counts.sends, self.args.payments));
+        rows.count("all", sends);
+        rows.text("per payment", &ratio(sends, self.args.payments));
         rows.count("connections opened", counts.connections);
+        rows.group(if self.args.shadow {
+            "in shadow"
+        } else {
+            "the breaker"
+        });
+        rows.count("opened", self.turns(State::Open));
+        rows.count("closed again", self.turns(State::Closed));
+        rows.text("open or half-open for, in sum", &seconds(self.not_closed()));
+        rows.counts_with("refused, ", &counts.refused);
+        rows.count("refused, all", refused);
+        rows.counts_with("probes ", &counts.probes);
+        if let (Some(began), Some(end)) = (self.outage.began(), self.outage.end()) {
+            let met = self.faults.get(DOWN).copied().unwrap_or_default();
+            rows.group("the outage");
+            rows.text("the server was gone for", &seconds(between(began, end)));
+            rows.count("sends meanwhile", met);
+            if let Some(recovered) = self.outage.recovered() {
+                let gap = between(end, recovered);
+                rows.text("from its end to the next payment", &seconds(gap));
+            }
+        }
         rows.group("faults met");
         rows.counts(&self.faults);
         rows.count("all", self.faults.values().sum());
@@ -85,6 +112,44 @@ impl Report {
         rows.count("lost", audit.lost);
         rows.count("never acknowledged", self.delivery.left as u64);
         rows.table
+    }
+
+    /// How often the breaker came to this state.
+    fn turns(&self, to: State) -> u64 {
+        let turns = self.counts.transitions.values();
+        turns.filter(|turn| turn.to == to).count() as u64
+    }
+
+    /// How long the breaker was open or half-open.
+    fn not_closed(&self) -> Duration {
+        let turns = self.counts.transitions.values();
+        let ends = turns.clone().skip(1).map(|turn| turn.at);
+        turns
+            .zip(ends.chain([self.ended]))
+            .filter(|(turn, _)| turn.to != State::Closed)
+            .map(|(turn, end)| between(turn.at, end))
+            .sum()
+    }
+
+    /// What the breaker did, and why, with the outage beside it.
+    fn timeline(&self) -> Vec<String> {
+        let turns = self.counts.transitions.values();
+        let turns = turns.map(|turn| {
+            let states = format!("{} -> {}", turn.from, turn.to);
+            (turn.at, format!("{states:<20}  {}", turn.cause))
+        });
+        let began = self.outage.began().map(|at| (at, "THE SERVER IS GONE"));
+        let end = self.outage.end().map(|at| (at, "THE SERVER IS BACK"));
+        let outage = began.into_iter().chain(end);
+        let mut lines: Vec<_> = turns
+            .chain(outage.map(|(at, what)| (at, what.into())))
+            .collect();
+        lines.sort_by_key(|(at, _)| *at);
+        let line = |(at, what)| {
+            let at = between(self.started, at).as_secs_f64();
+            format!("{at:6.2} s  {what}")
+        };
+        lines.into_iter().map(line).collect()
     }
 
     /// Whether every payment is in the ledger exactly once, and was acknowledged.
@@ -108,10 +173,23 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n{}\n", self.table(), self.verdict())?;
+        let timeline = self.timeline();
+        if !timeline.is_empty() {
+            writeln!(f, "The breaker, as it went:")?;
+            for line in timeline.iter().take(TIMELINE) {
+                writeln!(f, "{line}")?;
+            }
+            if let Some(more) = timeline.len().checked_sub(TIMELINE + 1) {
+                writeln!(f, "          ... and {} more", more + 1)?;
+            }
+            writeln!(f)?;
+        }
         writeln!(f, "What to look at next:")?;
+        let shadow = if self.args.shadow { UNSHADOW } else { SHADOW };
+        writeln!(f, "- {shadow}")?;
         if let Some(calls) = self.counts.calls.get("out of budget") {
             writeln!(f, "- {} {BUDGET}", HumanCount(*calls))?;
         }
@@ -126,12 +204,22 @@ impl fmt::Display for Report {
 
 const BUDGET: &str = "calls ended because the retry budget was spent: when this much fails,
   more retries only add to the load. The outbox sent them later. Try `--faults 0.05`.";
+const SHADOW: &str = "`--shadow`: the same run, but the breaker only says what it would refuse.
+  Compare the sends to the server while it is gone.";
+const UNSHADOW: &str = "The same run without `--shadow`: far fewer sends while the server is gone.";
 const WITH_KEYS: &str = "The same run without `--forget-keys`; `Ledger::enter` in server.rs.";
 const WITHOUT_KEYS: &str = "`--forget-keys`: the same run, but the server knows no payment again.";
 const STACK: &str = "The stack, in examples/payments/client.rs: change a line, and run it again.";
 
+/// How many lines of the timeline are shown.
+const TIMELINE: usize = 30;
+
+fn between(from: Instant, to: Instant) -> Duration {
+    to.saturating_duration_since(from)
+}
+
 fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
+    format!("{:.2} s", time.as_secs_f64())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
@@ -167,6 +255,12 @@ impl Rows {
 
     fn count(&mut self, what: &str, count: u64) {
         self.text(what, &HumanCount(count).to_string());
+    }
+
+    fn counts_with(&mut self, what: &str, counts: &BTreeMap<&'static str, u64>) {
+        for (more, count) in counts {
+            self.count(&format!("{what}{more}"), *count);
+        }
     }
 
     fn counts(&mut self, counts: &BTreeMap<&'static str, u64>) {

@@ -1,0 +1,142 @@
+//! What the client counts, from the events of its layers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use buttress::{
+    Applied,
+    breaker::{self, ProbeResult, State},
+    clock::{self, Instant},
+    retry::{self, Cause, DelaySource, Outcome},
+};
+
+/// What the client counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counts(Mutex<Totals>);
+
+/// What it has counted.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Totals {
+    /// Calls by their outcome.
+    pub(crate) calls: BTreeMap<&'static str, u64>,
+    /// Retries by what made them necessary.
+    pub(crate) retries: BTreeMap<&'static str, u64>,
+    /// Retries at a time that the server named.
+    pub(crate) hinted: u64,
+    /// The sum of the delays before retries.
+    pub(crate) asleep: Duration,
+    pub(crate) sends: u64,
+    pub(crate) connections: u64,
+    /// Calls that the breaker refused, by its state.
+    pub(crate) refused: BTreeMap<&'static str, u64>,
+    /// Its probes by their result.
+    pub(crate) probes: BTreeMap<&'static str, u64>,
+    /// Its transitions in their order.
+    pub(crate) transitions: BTreeMap<u64, Transition>,
+}
+
+/// A transition of the breaker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transition {
+    pub(crate) at: Instant,
+    pub(crate) from: State,
+    pub(crate) to: State,
+    pub(crate) cause: breaker::Cause,
+}
+
+impl Counts {
+    pub(crate) fn totals(&self) -> Totals {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Totals> {
+        self.0.lock().unwrap()
+    }
+
+    pub(crate) fn connection(&self) {
+        self.lock().connections += 1;
+    }
+
+    pub(crate) fn breaker(&self, event: &breaker::Event) {
+        let mut totals = self.lock();
+        match event {
+            breaker::Event::Refused { state, .. } => {
+                let state = match state {
+                    State::Open => "open",
+                    State::HalfOpen => "half-open",
+                    _ => "closed, but on its ramp",
+                };
+                *totals.refused.entry(state).or_default() += 1;
+            }
+            breaker::Event::Probe { result, .. } => {
+                let result = match result {
+                    ProbeResult::Ok => "ok",
+                    ProbeResult::Failed => "failed",
+                    ProbeResult::Ignored => "said nothing (429)",
+                    ProbeResult::Cancelled => "given up",
+                    ProbeResult::LeaseExpired => "out of time",
+                    _ => "too late to count",
+                };
+                *totals.probes.entry(result).or_default() += 1;
+            }
+            breaker::Event::Transition {
+                from,
+                to,
+                cause,
+                number,
+                ..
+            } => {
+                let transition = Transition {
+                    at: clock::now(),
+                    from: *from,
+                    to: *to,
+                    cause: *cause,
+                };
+                totals.transitions.insert(*number, transition);
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn retry(&self, event: &retry::Event) {
+        let mut totals = self.lock();
+        match event {
+            retry::Event::Retry {
+                delay,
+                source,
+                cause,
+                verdict,
+                ..
+            } => {
+                totals.asleep += *delay;
+                totals.hinted += u64::from(*source == DelaySource::Hint);
+                let cause = match cause {
+                    Cause::Response(Some(status)) if *status == 429 => "429",
+                    Cause::Response(Some(status)) if *status == 500 => "500",
+                    Cause::Response(Some(status)) if *status == 503 => "503",
+                    Cause::Error if verdict.applied == Applied::No => "connect refused",
+                    Cause::Error => "connection lost",
+                    Cause::TimedOut => "no answer in time",
+                    _ => "other",
+                };
+                *totals.retries.entry(cause).or_default() += 1;
+            }
+            retry::Event::Finished { outcome, sends, .. } => {
+                totals.sends += u64::from(*sends);
+                let outcome = match outcome {
+                    Outcome::Ok => "ok",
+                    Outcome::OkAfterRetry => "ok after retries",
+                    Outcome::Attempts => "out of retries",
+                    Outcome::Budget => "out of budget",
+                    Outcome::Refused => "refused by the breaker",
+                    _ => "other",
+                };
+                *totals.calls.entry(outcome).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+}
