@@ -119,12 +119,12 @@ impl Model {
 }
 // The other line.
 
-/// One random story of some calls, told to both.
-async fn tell(rng: &mut StdRng) {
-    fn some(rng: &mut StdRng, most: u32) -> std::num::NonZeroU32 {
-        rng.random_range(1..=most).try_into().unwrap()
-    }
+fn some(rng: &mut StdRng, most: u32) -> std::num::NonZeroU32 {
+    rng.random_range(1..=most).try_into().unwrap()
+}
 
+/// Random rules.
+fn rules(rng: &mut StdRng) -> Rules {
     let rules = Rules {
         window: match rng.random_range(0..3) {
             0 => Kind::Calls(some(rng, 12)),
@@ -142,13 +142,18 @@ async fn tell(rng: &mut StdRng) {
         ..Rules::default()
     };
     // A window of ten calls never holds twenty.
-    let rules = match rules.window {
+    match rules.window {
         Kind::Calls(size) => Rules {
             min_calls: rules.min_calls.min(size),
             ..rules
         },
         _ => rules,
-    };
+    }
+}
+
+/// One random story of some calls, told to both.
+async fn tell(rng: &mut StdRng) {
+    let rules = rules(rng);
     let settings = Settings {
         rules,
         ..Settings::default()

@@ -486,7 +486,7 @@ mod tests {
             unreachable!();
         };
         let tick = buckets.tick(1, at(0));
-        let full = tick << buckets.count_bits | buckets.most() - 1;
+        let full = (tick << buckets.count_bits) | (buckets.most() - 1);
         buckets.bucket(tick).store(full, Ordering::Relaxed);
         assert_eq!(window.succeed(1, Some(at(0))), Counted::Yes);
         assert_eq!(window.succeed(1, Some(at(0))), Counted::Full);
