@@ -605,7 +605,7 @@ async fn a_refusal_is_found_at_the_top_of_a_stack() -> Result {
         rejected.to_string(),
         format!(
             "refused by breaker cards [{address}]: open: 3 calls failed in a row; try again after \
-             {retry_after:?}"
+             {retry_after:.1?}"
         )
     );
     let handle = handles.get(&address.to_string()).ok_or("it is known")?;
