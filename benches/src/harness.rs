@@ -11,10 +11,13 @@ use crate::alloc;
 
 /// Rotations of a group: how many batches each of its rows runs.
 const ROTATIONS: usize = 1_000;
+/// The same for threads, whose batches have to be longer.
+const ROTATIONS_OF_THREADS: usize = 100;
 /// A batch is as many calls as fit in here: long beside a clock read, short beside a time slice of the scheduler.
 const BATCH: Duration = Duration::from_micros(300);
-/// Calls whose allocations are counted.
+/// The allocations of that many calls are counted, over those of a few: what a batch allocates besides cancels out.
 const COUNTED: u32 = 200;
+const FEW: u32 = 8;
 
 /// Rows that do the same job and are measured against each other.
 pub(crate) struct Group {
@@ -31,8 +34,12 @@ pub(crate) struct Row {
     pub(crate) kind: Kind,
     /// What a call's future weighs on the stack.
     pub(crate) future: usize,
-    /// Makes that many calls, and says what went wrong when something did.
-    pub(crate) run: Box<dyn FnMut(u32) -> Result<(), String>>,
+    /// Threads that make calls at the same time, each of them as many as it is asked for.
+    pub(crate) threads: u32,
+    /// A batch has at least and at most so many calls.
+    pub(crate) batch: (u32, u32),
+    /// Makes that many calls and says how long they took, or what went wrong.
+    pub(crate) run: Box<dyn FnMut(u32) -> Result<Duration, String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,15 +105,21 @@ impl Spread {
 /// Measures all rows of a group, batch by batch in turn, so that a busy moment of the machine hits them alike.
 pub(crate) fn measure(rows: &mut [Row]) -> Vec<Result<Cost, String>> {
     let batches: Vec<_> = rows.iter_mut().map(batch_size).collect();
-    let mut times = vec![Vec::with_capacity(ROTATIONS); rows.len()];
+    let rotations = if rows.iter().any(|row| row.threads > 1) {
+        ROTATIONS_OF_THREADS
+    } else {
+        ROTATIONS
+    };
+    let mut times = vec![Vec::with_capacity(rotations); rows.len()];
     let mut failures = vec![None; rows.len()];
-    for rotation in 0..ROTATIONS {
+    for rotation in 0..rotations {
         for turn in 0..rows.len() {
             // The first in a rotation finds other caches than the last, so all take turns at being first.
             let row = (rotation + turn) % rows.len();
-            let (spent, result) = time(|| (rows[row].run)(batches[row]));
-            times[row].push(spent.as_secs_f64() * 1e9 / f64::from(batches[row]));
-            failures[row] = failures[row].take().or(result.err());
+            match (rows[row].run)(batches[row]) {
+                Ok(spent) => times[row].push(spent.as_secs_f64() * 1e9 / f64::from(batches[row])),
+                Err(failure) => failures[row] = failures[row].take().or(Some(failure)),
+            }
         }
     }
 
@@ -132,59 +145,71 @@ pub(crate) fn measure(rows: &mut [Row]) -> Vec<Result<Cost, String>> {
 
 /// Calls the service and polls its future by hand: a runtime would cost more than what is measured.
 ///
-/// # Panics
-///
-/// When something waits: what is measured then is a timer.
-pub(crate) fn call<S, R>(service: &mut S, request: R) -> Result<S::Response, S::Error>
+/// What is not ready is asked again after `wait`.
+pub(crate) fn call<S, R>(
+    service: &mut S,
+    request: R,
+    wait: impl Fn(),
+) -> Result<S::Response, S::Error>
 where
     S: Service<R>,
 {
     let mut cx = Context::from_waker(Waker::noop());
-    let Poll::Ready(ready) = service.poll_ready(&mut cx) else {
-        panic!("the service is never ready");
-    };
-    ready?;
+    loop {
+        match service.poll_ready(&mut cx) {
+            Poll::Ready(ready) => break ready?,
+            Poll::Pending => wait(),
+        }
+    }
     // Made where it stays, as by an `await`: one more move would cost a large future more than some layers do.
     let mut future = pin!(service.call(request));
     // As in a task: it lies in memory when it is polled, instead of being taken apart into registers before.
     black_box(&mut future);
-    match future.poll(&mut cx) {
-        Poll::Ready(result) => result,
-        Poll::Pending => panic!("the call waits"),
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(result) => return result,
+            Poll::Pending => wait(),
+        }
     }
 }
 
 /// As many calls as fit into a batch. Warms up what is warm in real life, too.
 fn batch_size(row: &mut Row) -> u32 {
-    let mut calls = 64;
+    let (mut calls, most) = row.batch;
     loop {
-        let (spent, result) = time(|| (row.run)(calls));
         // The failure of a row is found again, and reported, when it is measured.
-        if spent >= BATCH || result.is_err() || calls >= 1 << 20 {
+        let goes_on = (row.run)(calls).is_ok_and(|spent| spent < BATCH);
+        if !goes_on || calls >= most {
             return calls;
         }
-        calls *= 2;
+        calls = (2 * calls).min(most);
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a few thousand allocations")]
 fn heap(row: &mut Row) -> (f64, f64) {
-    let heap = alloc::count(|| {
-        // A failure was seen before, with all the calls that were timed.
-        let _ = (row.run)(COUNTED);
+    let [many, few] = [COUNTED, FEW].map(|calls| {
+        alloc::count(|| {
+            // A failure was seen before, with all the calls that were timed.
+            let _ = (row.run)(calls);
+        })
     });
-    let calls = f64::from(COUNTED);
-    (heap.allocations as f64 / calls, heap.bytes as f64 / calls)
+    let per_call = |many: u64, few: u64| {
+        let calls = f64::from(row.threads * (COUNTED - FEW));
+        (many as f64 - few as f64) / calls
+    };
+    (
+        per_call(many.allocations, few.allocations),
+        per_call(many.bytes, few.bytes),
+    )
 }
 
 #[expect(
     clippy::disallowed_methods,
     reason = "the clocks of a layer are among what is measured"
 )]
-fn time<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
-    let value = work();
-    (start.elapsed(), value)
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Prints one table: what every layer costs over the bare service, beside its floor and its peers, in one run.
 
 mod alloc;
+mod breaker;
 mod harness;
 mod instructions;
 mod report;
@@ -57,6 +58,7 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let _entered = runtime.enter();
 
     let mut groups = retry::groups();
+    groups.extend(breaker::groups());
     if let (Some(path), Some(calls)) = (&options.only, options.calls) {
         return make_calls(&mut groups, path, calls);
     }

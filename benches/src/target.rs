@@ -3,8 +3,10 @@
 use std::future::{Ready, ready};
 use std::hint::black_box;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -14,7 +16,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::Full;
 use tower_service::Service;
 
-use crate::harness::{Kind, Row, call};
+use crate::alloc;
+use crate::harness::{Kind, Row, call, now};
 
 pub(crate) type Request = http::Request<Full<Bytes>>;
 pub(crate) type Response = http::Response<Full<Bytes>>;
@@ -126,6 +129,98 @@ impl<B> Answer for http::Response<B> {
     }
 }
 
+/// Refuses at once, with an error that costs nothing: the bare service of those that refuse.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refusing;
+
+impl<R> Service<R> for Refusing {
+    type Response = u64;
+    type Error = io::Error;
+    type Future = Ready<io::Result<u64>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline(never)]
+    fn call(&mut self, request: R) -> Self::Future {
+        black_box(&request);
+        ready(Err(io::ErrorKind::ConnectionRefused.into()))
+    }
+}
+
+/// What is made of the calls of a row: a service, and the requests it gets.
+#[derive(Clone, Debug)]
+struct Calls<S, F> {
+    service: S,
+    request: F,
+    /// Whether a call is refused, instead of answered.
+    refused: bool,
+}
+
+impl<S, F> Calls<S, F> {
+    /// Makes that many calls, and says how many did not end as they should. The instructions of a row are counted by its
+    /// name.
+    #[inline(never)]
+    fn make<R>(&mut self, calls: u32, wait: impl Fn()) -> u32
+    where
+        S: Service<R, Response: Answer>,
+        F: FnMut() -> R,
+    {
+        let mut failed = 0;
+        for _ in 0..calls {
+            // The black boxes keep the compiler from seeing what is asked, and that nobody needs the answer.
+            let request = black_box((self.request)());
+            let result = black_box(call(&mut self.service, request, &wait));
+            let as_expected = match result {
+                Ok(answer) => !self.refused && answer.is_good(),
+                Err(_) => self.refused,
+            };
+            failed += u32::from(!as_expected);
+            // In life a call stands among other work. Here the processor would begin it while the one before is still
+            // under way, and a thin layer would seem to cost nothing.
+            fence(Ordering::SeqCst);
+        }
+        failed
+    }
+
+    /// As [`make`](Self::make), by a thread alone, for which nothing has to wait.
+    fn make_alone<R>(&mut self, calls: u32) -> u32
+    where
+        S: Service<R, Response: Answer>,
+        F: FnMut() -> R,
+    {
+        self.make(calls, || {
+            panic!("the call waits, and a timer would be measured")
+        })
+    }
+
+    /// Makes that many calls with a look at what is sent, and says how long they took.
+    fn run<R>(&mut self, target: Target, calls: u32) -> Result<Duration, String>
+    where
+        S: Service<R, Response: Answer>,
+        F: FnMut() -> R,
+    {
+        let mut failed = 0;
+        let start = now();
+        let sent = target.count(|| failed += self.make_alone(1));
+        failed += self.make_alone(calls - 1);
+        let time = start.elapsed();
+        let expected = if self.refused {
+            0
+        } else {
+            1 + u64::from(target.first_fails)
+        };
+        if failed > 0 {
+            Err(format!("{failed} of {calls} calls"))
+        } else if sent != expected {
+            Err(format!("{sent} sends per call, not {expected}"))
+        } else {
+            Ok(time)
+        }
+    }
+}
+
 /// A row that makes its calls through whatever `wrap` puts around the target.
 ///
 /// It fails when an answer is not the one that was waited for, or when getting it took more or fewer sends than it
@@ -135,41 +230,165 @@ pub(crate) fn row<S, R>(
     kind: Kind,
     target: Target,
     wrap: impl FnOnce(Target) -> S,
-    mut request: impl FnMut() -> R + 'static,
+    request: impl FnMut() -> R + 'static,
 ) -> Row
 where
     S: Service<R, Response: Answer> + 'static,
 {
-    let mut service = wrap(target);
-    let mut make = move |calls| {
-        let mut failed = 0;
-        for _ in 0..calls {
-            // The black boxes keep the compiler from seeing what is asked, and that nobody needs the answer.
-            let result = black_box(call(&mut service, black_box(request())));
-            failed += u32::from(!result.is_ok_and(|answer| answer.is_good()));
-            // In life a call stands among other work. Here the processor would begin it while the one before is still
-            // under way, and a thin layer would seem to cost nothing.
-            fence(Ordering::SeqCst);
-        }
-        failed
+    ending(name, kind, target, wrap, request, false)
+}
+
+/// A row whose calls are refused. It fails when one is not, or was sent.
+pub(crate) fn refused<S, R>(
+    name: &'static str,
+    kind: Kind,
+    wrap: impl FnOnce(Target) -> S,
+    request: impl FnMut() -> R + 'static,
+) -> Row
+where
+    S: Service<R, Response: Answer> + 'static,
+{
+    ending(name, kind, Target::new(), wrap, request, true)
+}
+
+fn ending<S, R>(
+    name: &'static str,
+    kind: Kind,
+    target: Target,
+    wrap: impl FnOnce(Target) -> S,
+    request: impl FnMut() -> R + 'static,
+    refused: bool,
+) -> Row
+where
+    S: Service<R, Response: Answer> + 'static,
+{
+    let mut calls = Calls {
+        service: wrap(target),
+        request,
+        refused,
     };
-    let run = move |calls| {
-        let mut failed = 0;
-        let sent = target.count(|| failed += make(1));
-        failed += make(calls - 1);
-        let expected = 1 + u64::from(target.first_fails);
-        if failed > 0 {
-            Err(format!("{failed} of {calls} calls"))
-        } else if sent != expected {
-            Err(format!("{sent} sends per call, not {expected}"))
-        } else {
-            Ok(())
+    Row {
+        name,
+        kind,
+        future: size_of::<S::Future>(),
+        threads: 1,
+        batch: BATCH,
+        run: Box::new(move |number| calls.run(target, number)),
+    }
+}
+
+/// A batch is never smaller, nor larger.
+const BATCH: (u32, u32) = (1 << 6, 1 << 20);
+/// Threads do not begin and end at the same moment, and that has to be little beside the batch.
+const BATCH_OF_THREADS: (u32, u32) = (1 << 12, 1 << 20);
+
+/// A row whose service remembers between `before` calls and twice as many when it is measured: what `wrap` makes is
+/// called that often, and made anew when it has been called as often again. None of that is timed or counted.
+pub(crate) fn filled<S, R>(
+    name: &'static str,
+    kind: Kind,
+    before: u32,
+    wrap: impl Fn(Target) -> S + 'static,
+    request: impl FnMut() -> R + Clone + 'static,
+) -> Row
+where
+    S: Service<R, Response: Answer> + 'static,
+{
+    let target = Target::new();
+    let fill = move || {
+        let mut calls = Calls {
+            service: wrap(target),
+            request: request.clone(),
+            refused: false,
+        };
+        match calls.make_alone(before) {
+            0 => Ok((calls, 0)),
+            failed => Err(format!("{failed} of the first {before} calls")),
+        }
+    };
+    let mut filled = None;
+    let run = move |number| {
+        let (mut calls, made) = match filled.take() {
+            Some((calls, made)) if made + number <= before => (calls, made),
+            old => alloc::uncounted(|| {
+                drop(old);
+                fill()
+            })?,
+        };
+        let spent = calls.run(target, number)?;
+        filled = Some((calls, made + number));
+        Ok(spent)
+    };
+    Row {
+        name,
+        kind,
+        future: size_of::<S::Future>(),
+        threads: 1,
+        batch: (BATCH.0.min(before), BATCH.1.min(before)),
+        run: Box::new(run),
+    }
+}
+
+/// A row whose calls are made by threads at the same time, through clones of one service.
+///
+/// The time of a call is that of a core: where threads have to share cores, waiting for one is no part of it.
+pub(crate) fn shared<S, R>(
+    name: &'static str,
+    kind: Kind,
+    threads: u32,
+    wrap: impl FnOnce(Target) -> S,
+    request: impl FnMut() -> R + Clone + Send + 'static,
+) -> Row
+where
+    S: Service<R, Response: Answer> + Clone + Send + 'static,
+{
+    let calls = Calls {
+        service: wrap(Target::new()),
+        request,
+        refused: false,
+    };
+    let ids = core_affinity::get_core_ids().unwrap_or_default();
+    let cores = u32::try_from(ids.len()).map_or(threads, |cores| cores.clamp(1, threads));
+    let run = move |number| {
+        let arrived = AtomicU32::new(0);
+        let work = |mut calls: Calls<S, _>, core| {
+            // Left to the system, they may take turns on one core while another has nothing to do.
+            core_affinity::set_for_current(core);
+            arrived.fetch_add(1, Ordering::Relaxed);
+            // Woken by the system, they would begin one after the other.
+            while arrived.load(Ordering::Relaxed) < threads {
+                thread::yield_now();
+            }
+            let start = now();
+            // A lock that is asked for by `await` is asked again at once: no runtime is faster.
+            let failed = calls.make(number, thread::yield_now);
+            (start, now(), failed)
+        };
+        let done: Vec<_> = thread::scope(|scope| {
+            let spawn = |core: &core_affinity::CoreId| {
+                let (calls, core) = (calls.clone(), *core);
+                let work = &work;
+                scope.spawn(move || work(calls, core))
+            };
+            let of_threads = ids.iter().cycle().take(threads as usize);
+            let workers: Vec<_> = of_threads.map(spawn).collect();
+            let join = |worker: thread::ScopedJoinHandle<'_, _>| worker.join().expect("no panic");
+            workers.into_iter().map(join).collect()
+        });
+        let start = done.iter().map(|(start, ..)| *start).min();
+        let end = done.iter().map(|(_, end, _)| *end).max();
+        let failed: u32 = done.iter().map(|(.., failed)| failed).sum();
+        match start.zip(end) {
+            Some((start, end)) if failed == 0 => Ok((end - start) * cores / threads),
+            _ => Err(format!("{failed} of {} calls", threads * number)),
         }
     };
     Row {
         name,
         kind,
         future: size_of::<S::Future>(),
+        threads,
+        batch: if threads > 1 { BATCH_OF_THREADS } else { BATCH },
         run: Box::new(run),
     }
 }
