@@ -65,7 +65,7 @@ impl<F, C, T, Res, E> Future for ResponseFuture<F, C, T>
 where
     F: Future<Output = Result<Res, E>>,
     E: Into<BoxError>,
-    C: Classify<Res> + Clone,
+    C: Classify<Res>,
     T: Track<Res, C>,
 {
     type Output = Result<T::Response, BoxError>;
@@ -85,16 +85,19 @@ where
             return Poll::Pending;
         };
         call.head();
+        let (track, classifier) = (this.track, this.classifier);
+        // Judged where it is: to move a large response would take longer.
+        if let Ok(response) = &result {
+            track.judge(classifier, response, Watched(slot));
+        }
         match result {
-            Ok(response) => {
-                let call = Watched(slot.take().expect("it is there"));
-                let classifier = this.classifier.clone();
-                Poll::Ready(Ok(this.track.settle(classifier, response, call)))
-            }
+            Ok(response) => Poll::Ready(Ok(track.pass(classifier, response, Watched(slot)))),
             Err(error) => {
                 let error = error.into();
-                let verdict = judge_error(this.classifier, &error);
-                call.judged(verdict, Reason::Error);
+                let verdict = judge_error(classifier, &error);
+                if let Some(call) = slot {
+                    call.judged(verdict, Reason::Error);
+                }
                 *slot = None;
                 Poll::Ready(Err(error))
             }

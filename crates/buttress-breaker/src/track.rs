@@ -27,14 +27,20 @@ pub trait Track<Res, C>: sealed::Sealed {
     /// What the caller gets.
     type Response;
 
+    /// Ends the call, unless its end is still to come.
     #[doc(hidden)]
-    fn settle(&self, classifier: C, response: Res, call: Watched) -> Self::Response;
+    fn judge(&self, classifier: &C, response: &Res, call: Watched<'_>);
+
+    /// Takes over the call if it is not over yet.
+    // Apart from the judging, so that a large response need not be moved for it.
+    #[doc(hidden)]
+    fn pass(&self, classifier: &C, response: Res, call: Watched<'_>) -> Self::Response;
 }
 
-/// A call that has a response.
+/// A call that has a response: where it is, for most end there.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct Watched(pub(crate) Call);
+pub struct Watched<'a>(pub(crate) &'a mut Option<Call>);
 
 /// A call has succeeded or failed when its response, or the head of it, is there.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,9 +54,15 @@ pub struct Bodies;
 impl<Res, C: Classify<Res>> Track<Res, C> for HeadOnly {
     type Response = Res;
 
-    fn settle(&self, classifier: C, response: Res, Watched(mut call): Watched) -> Res {
-        let verdict = classifier.classify(Ok(&response));
-        call.judged(verdict, Reason::Response);
+    fn judge(&self, classifier: &C, response: &Res, Watched(call): Watched<'_>) {
+        if let Some(call) = call {
+            let verdict = classifier.classify(Ok(response));
+            call.judged(verdict, Reason::Response);
+        }
+        *call = None;
+    }
+
+    fn pass(&self, _: &C, response: Res, _: Watched<'_>) -> Res {
         response
     }
 }
@@ -58,24 +70,30 @@ impl<Res, C: Classify<Res>> Track<Res, C> for HeadOnly {
 impl<B, C> Track<Response<B>, C> for Bodies
 where
     B: Body,
-    C: Classify<Response<B>>,
+    C: Classify<Response<B>> + Clone,
 {
     type Response = Response<TrackedBody<B, C>>;
 
-    fn settle(
-        &self,
-        classifier: C,
-        response: Response<B>,
-        Watched(mut call): Watched,
-    ) -> Self::Response {
-        let verdict = classifier.classify(Ok(&response));
-        let watch = if verdict.kind == Kind::Success && !response.body().is_end_stream() {
+    fn judge(&self, classifier: &C, response: &Response<B>, Watched(slot): Watched<'_>) {
+        let Some(call) = slot else {
+            return;
+        };
+        let verdict = classifier.classify(Ok(response));
+        if verdict.kind == Kind::Success && !response.body().is_end_stream() {
             call.stream();
-            Some((call, classifier))
         } else {
             call.judged(verdict, Reason::Response);
-            None
-        };
+            *slot = None;
+        }
+    }
+
+    fn pass(
+        &self,
+        classifier: &C,
+        response: Response<B>,
+        Watched(call): Watched<'_>,
+    ) -> Self::Response {
+        let watch = call.take().map(|call| (call, classifier.clone()));
         response.map(|body| TrackedBody { body, watch })
     }
 }
