@@ -7,7 +7,7 @@ use buttress_core::{
     clock::{self, Instant},
 };
 
-use crate::{Event, Outcome, ProbeResult, Reason, circuit::Permit, shared::Shared};
+use crate::{Outcome, ProbeResult, Reason, circuit::Permit, shared::Shared};
 
 /// A call that was let through. Dropped before its end, it says so.
 #[derive(Debug)]
@@ -33,19 +33,44 @@ enum Stage {
 }
 
 impl Call {
-    /// Asks for a permit. In shadow mode a refusal is only told.
-    pub(crate) fn begin(shared: &Arc<Shared>) -> Result<Self, Rejected> {
-        match shared.admit() {
-            Ok(permit) => Ok(Self::with(shared.clone(), permit)),
-            Err(refusal) => {
-                shared.tell_refused(refusal);
-                if shared.settings.shadow {
-                    Ok(Self::with(shared.clone(), Permit::UNCOUNTED))
-                } else {
-                    Err(shared.rejected(refusal))
-                }
+    /// Makes the call that the permit is for. If the service panics, it has failed.
+    ///
+    /// The call is put together when its future is there: it would be moved otherwise, which takes longer than the rest.
+    #[inline]
+    pub(crate) fn make<F>(
+        shared: &Arc<Shared>,
+        permit: Permit,
+        make: impl FnOnce() -> F,
+    ) -> (F, Self) {
+        /// Forgotten, unless it is dropped by a panic.
+        struct Watch<'a>(&'a Shared, Permit);
+
+        impl Drop for Watch<'_> {
+            #[inline]
+            fn drop(&mut self) {
+                let outcome = Outcome::Failure;
+                self.0.end(self.1, false, outcome, Reason::Panic, None);
             }
         }
+
+        let watch = Watch(shared, permit);
+        let started = shared.settings.rules.slow.is_some().then(clock::now);
+        let future = make();
+        mem::forget(watch);
+        let call = Self {
+            shared: shared.clone(),
+            permit,
+            started,
+            stage: Stage::Waiting,
+            slow: false,
+        };
+        (future, call)
+    }
+
+    /// Hands the permit on.
+    pub(crate) fn into_permit(mut self) -> Permit {
+        self.stage = Stage::Over;
+        self.permit
     }
 
     pub(crate) fn with(shared: Arc<Shared>, permit: Permit) -> Self {
@@ -64,6 +89,7 @@ impl Call {
     }
 
     /// Runs code of the service. If it panics, the call has failed.
+    #[inline]
     pub(crate) fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
         /// Forgotten, unless it is dropped by a panic.
         struct Watch<'a>(&'a mut Call);
@@ -80,14 +106,6 @@ impl Call {
         done
     }
 
-    /// The call begins.
-    pub(crate) fn start(&mut self) {
-        self.stage = Stage::Waiting;
-        if self.shared.settings.rules.slow.is_some() {
-            self.started = Some(clock::now());
-        }
-    }
-
     /// The response is not there yet.
     pub(crate) fn wait(&mut self) {
         if self.started.is_none() {
@@ -96,6 +114,7 @@ impl Call {
     }
 
     /// The head of the response has come: a call whose body is waited for is slow or not by now.
+    #[inline]
     pub(crate) fn head(&mut self) {
         if let Some((threshold, _)) = self.shared.settings.rules.slow {
             self.slow = self.passed() > threshold;
@@ -108,6 +127,7 @@ impl Call {
     }
 
     /// The call has come to this.
+    #[inline]
     pub(crate) fn judged(&mut self, verdict: Verdict, reason: Reason) {
         let outcome = match verdict.kind {
             Kind::Success => Outcome::Success,
@@ -122,34 +142,16 @@ impl Call {
         self.end(outcome, reason, hint);
     }
 
+    #[inline]
     pub(crate) fn end(&mut self, outcome: Outcome, reason: Reason, hint: Option<Duration>) {
         self.stage = Stage::Over;
-        let (shared, permit, slow) = (&self.shared, self.permit, self.slow);
-        let counted = permit != Permit::UNCOUNTED
-            && match outcome {
-                Outcome::Success => shared.succeeded(permit, slow),
-                Outcome::Failure => shared.failed(permit, slow, hint),
-                Outcome::Ignored | Outcome::Cancelled => shared.give_back(permit),
-            };
-        if shared.settings.events.is_empty() {
-            return;
+        let (shared, permit, slow) = (&*self.shared, self.permit, self.slow);
+        if outcome == Outcome::Success && shared.settings.events.is_empty() {
+            // The short way for most calls.
+            shared.succeeded(permit, slow);
+        } else {
+            shared.end(permit, slow, outcome, reason, hint);
         }
-        if permit.probe != 0 {
-            shared.tell_probe(match outcome {
-                _ if !counted => ProbeResult::Stale,
-                Outcome::Success => ProbeResult::Ok,
-                Outcome::Failure => ProbeResult::Failed,
-                Outcome::Ignored => ProbeResult::Ignored,
-                Outcome::Cancelled => ProbeResult::Cancelled,
-            });
-        }
-        shared.settings.events.emit(&Event::Call {
-            outcome,
-            reason,
-            slow,
-            counted: counted && matches!(outcome, Outcome::Success | Outcome::Failure),
-            key: shared.key.clone(),
-        });
     }
 
     fn passed(&self) -> Duration {
@@ -160,7 +162,16 @@ impl Call {
 }
 
 impl Drop for Call {
+    #[inline]
     fn drop(&mut self) {
+        if self.stage != Stage::Over {
+            self.dropped();
+        }
+    }
+}
+
+impl Call {
+    fn dropped(&mut self) {
         match self.stage {
             Stage::Over => {}
             Stage::Reserved => {

@@ -10,7 +10,7 @@ use std::{
 use buttress_core::clock;
 use tokio::time::{Sleep, sleep};
 
-use crate::{call::Call, shared::Shared};
+use crate::{call::Call, circuit::Permit, shared::Shared};
 
 /// What a service holds that waits in `poll_ready`. Dropped, it gives everything back.
 #[derive(Debug, Default)]
@@ -61,8 +61,10 @@ impl Gate {
     }
 
     /// The slot that was taken, if it is still good.
-    pub(crate) fn take(&mut self) -> Option<Call> {
-        self.held.take().filter(Call::is_good)
+    #[inline(never)]
+    pub(crate) fn take(&mut self) -> Option<Permit> {
+        let held = self.held.take().filter(Call::is_good);
+        held.map(Call::into_permit)
     }
 }
 

@@ -74,26 +74,34 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let reserved = self.gate.as_mut().and_then(|gate| gate.take());
-        let begun = match reserved {
-            Some(call) => Ok(call),
-            None => match self.keys.pick(&request, &self.breakers) {
-                Pick::One => Call::begin(&self.one),
-                Pick::Of(shared) => Call::begin(&shared),
-                Pick::None => {
-                    self.breakers.settings.events.emit(&Event::Untracked);
-                    Ok(Call::with(self.one.clone(), Permit::UNCOUNTED))
-                }
-            },
-        };
         let (classifier, track) = (self.classifier.clone(), self.track.clone());
-        match begun {
-            Ok(mut call) => {
-                call.start();
-                let future = call.run(|| self.inner.call(request));
+        let reserved = self.gate.as_mut().and_then(|gate| gate.take());
+        let pick = match reserved {
+            Some(_) => Pick::One,
+            None => self.keys.pick(&request, &self.breakers),
+        };
+        let shared = match &pick {
+            Pick::One | Pick::None => &self.one,
+            Pick::Of(shared) => shared,
+        };
+        // Code of somebody else runs before this or in the call: a panic elsewhere would keep a probe's slot.
+        let permit = match (reserved, &pick) {
+            (Some(permit), _) => Ok(permit),
+            (None, Pick::None) => {
+                self.breakers.settings.events.emit(&Event::Untracked);
+                Ok(Permit::UNCOUNTED)
+            }
+            (None, _) => shared.admit().or_else(|refusal| {
+                let refused = shared.refused(refusal);
+                refused.map_or(Ok(Permit::UNCOUNTED), Err)
+            }),
+        };
+        match permit {
+            Ok(permit) => {
+                let (future, call) = Call::make(shared, permit, || self.inner.call(request));
                 ResponseFuture::called(future, call, classifier, track)
             }
-            Err(rejected) => ResponseFuture::refused(rejected.into(), classifier, track),
+            Err(refused) => ResponseFuture::refused(refused, classifier, track),
         }
     }
 }

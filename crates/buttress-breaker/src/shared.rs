@@ -3,13 +3,13 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 use buttress_core::{
-    Rejected,
+    BoxError, Rejected,
     clock::{self, Instant},
     sync::{AtomicU64, Mutex, Ordering, lock},
 };
 
 use crate::{
-    Event, ProbeResult, State,
+    Event, Outcome, ProbeResult, Reason, State,
     circuit::{Circuit, Happened, Outlook, Permit},
     event::Why,
     queue::Queue,
@@ -101,6 +101,7 @@ impl Shared {
     }
 
     /// Lets a call through, or says why not. A closed breaker is one load; an open one takes no lock either.
+    #[inline]
     pub(crate) fn admit(&self) -> Result<Permit, Refusal> {
         let word = self.hot.0.word.load(Ordering::Acquire);
         match word & MODE {
@@ -108,6 +109,13 @@ impl Shared {
                 generation: word >> 2,
                 probe: 0,
             }),
+            mode => self.admit_some(mode),
+        }
+    }
+
+    #[inline(never)]
+    fn admit_some(&self, mode: u64) -> Result<Permit, Refusal> {
+        match mode {
             REFUSE => self.refuse(clock::now()).map_or_else(|| self.ask(), Err),
             _ => self.ask(),
         }
@@ -394,7 +402,60 @@ impl Shared {
         });
     }
 
-    pub(crate) fn rejected(&self, refusal: Refusal) -> Rejected {
+    /// What a refused call comes to; in shadow mode nothing, for it is made all the same.
+    pub(crate) fn refused(&self, refusal: Refusal) -> Option<BoxError> {
+        self.tell_refused(refusal);
+        (!self.settings.shadow).then(|| self.rejected(refusal).into())
+    }
+
+    /// A call that was let through has come to its end.
+    pub(crate) fn end(
+        &self,
+        permit: Permit,
+        slow: bool,
+        outcome: Outcome,
+        reason: Reason,
+        hint: Option<Duration>,
+    ) {
+        let counted = permit != Permit::UNCOUNTED
+            && match outcome {
+                Outcome::Success => self.succeeded(permit, slow),
+                Outcome::Failure => self.failed(permit, slow, hint),
+                Outcome::Ignored | Outcome::Cancelled => self.give_back(permit),
+            };
+        if !self.settings.events.is_empty() {
+            self.tell_end(permit, slow, outcome, reason, counted);
+        }
+    }
+
+    #[inline(never)]
+    fn tell_end(
+        &self,
+        permit: Permit,
+        slow: bool,
+        outcome: Outcome,
+        reason: Reason,
+        counted: bool,
+    ) {
+        if permit.probe != 0 {
+            self.tell_probe(match outcome {
+                _ if !counted => ProbeResult::Stale,
+                Outcome::Success => ProbeResult::Ok,
+                Outcome::Failure => ProbeResult::Failed,
+                Outcome::Ignored => ProbeResult::Ignored,
+                Outcome::Cancelled => ProbeResult::Cancelled,
+            });
+        }
+        self.settings.events.emit(&Event::Call {
+            outcome,
+            reason,
+            slow,
+            counted: counted && matches!(outcome, Outcome::Success | Outcome::Failure),
+            key: self.key.clone(),
+        });
+    }
+
+    fn rejected(&self, refusal: Refusal) -> Rejected {
         let mut rejected = Rejected::with_figures("breaker", refusal.why, Why::describe);
         if let Some(name) = &self.settings.name {
             rejected = rejected.named(name.clone());
