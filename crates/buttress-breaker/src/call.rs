@@ -54,7 +54,7 @@ impl Call {
         }
 
         let watch = Watch(shared, permit);
-        let started = shared.settings.rules.slow.is_some().then(clock::now);
+        let started = (!shared.plain).then(|| shared.begun()).flatten();
         let future = make();
         mem::forget(watch);
         let call = Self {
@@ -107,28 +107,46 @@ impl Call {
     }
 
     /// The response is not there yet.
+    #[inline(never)]
     pub(crate) fn wait(&mut self) {
         if self.started.is_none() {
             self.started = Some(clock::now());
         }
     }
 
-    /// The head of the response has come: a call whose body is waited for is slow or not by now.
-    #[inline]
-    pub(crate) fn head(&mut self) {
-        if let Some((threshold, _)) = self.shared.settings.rules.slow {
+    /// The head of the response has come, or never will: by now the call is slow or not.
+    fn head(&mut self) {
+        if let Some((threshold, _)) = self.shared.settings.rules.slow
+            && self.stage == Stage::Waiting
+        {
             self.slow = self.passed() > threshold;
         }
     }
 
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
     /// The body of the response is waited for.
     pub(crate) fn stream(&mut self) {
+        self.head();
         self.stage = Stage::Streaming;
     }
 
     /// The call has come to this.
     #[inline]
     pub(crate) fn judged(&mut self, verdict: Verdict, reason: Reason) {
+        // The short way for most calls.
+        if verdict.kind == Kind::Success && self.shared.succeeded_plainly(self.permit) {
+            self.stage = Stage::Over;
+        } else {
+            self.judged_otherwise(verdict, reason);
+        }
+    }
+
+    #[inline(never)]
+    fn judged_otherwise(&mut self, verdict: Verdict, reason: Reason) {
         let outcome = match verdict.kind {
             Kind::Success => Outcome::Success,
             Kind::Transient => Outcome::Failure,
@@ -142,16 +160,11 @@ impl Call {
         self.end(outcome, reason, hint);
     }
 
-    #[inline]
     pub(crate) fn end(&mut self, outcome: Outcome, reason: Reason, hint: Option<Duration>) {
+        self.head();
         self.stage = Stage::Over;
-        let (shared, permit, slow) = (&*self.shared, self.permit, self.slow);
-        if outcome == Outcome::Success && shared.settings.events.is_empty() {
-            // The short way for most calls.
-            shared.succeeded(permit, slow);
-        } else {
-            shared.end(permit, slow, outcome, reason, hint);
-        }
+        self.shared
+            .end(self.permit, self.slow, outcome, reason, hint);
     }
 
     fn passed(&self) -> Duration {
@@ -171,6 +184,7 @@ impl Drop for Call {
 }
 
 impl Call {
+    #[inline(never)]
     fn dropped(&mut self) {
         match self.stage {
             Stage::Over => {}
@@ -180,13 +194,20 @@ impl Call {
                 }
             }
             Stage::Waiting if self.passed() > self.shared.settings.patience() => {
-                self.head();
                 self.end(Outcome::Failure, Reason::Patience, None);
             }
             Stage::Waiting | Stage::Streaming => {
                 self.end(Outcome::Cancelled, Reason::Dropped, None);
             }
         }
+    }
+}
+
+impl Call {
+    /// There is an error in place of a response.
+    #[inline(never)]
+    pub(crate) fn fail<Res>(&mut self, classifier: &impl Classify<Res>, error: &BoxError) {
+        self.judged_otherwise(judge_error(classifier, error), Reason::Error);
     }
 }
 

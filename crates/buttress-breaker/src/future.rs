@@ -11,8 +11,7 @@ use buttress_core::{BoxError, Classify};
 use pin_project::pin_project;
 
 use crate::{
-    Reason,
-    call::{Call, judge_error},
+    call::Call,
     track::{Track, Watched},
 };
 
@@ -79,12 +78,12 @@ where
                 return Poll::Ready(Err(error));
             }
         };
-        let call = slot.as_mut().expect("it was polled after its end");
+        let call = slot.as_mut().filter(|call| !call.is_over());
+        let call = call.expect("it was polled after its end");
         let Poll::Ready(result) = call.run(|| future.poll(cx)) else {
             call.wait();
             return Poll::Pending;
         };
-        call.head();
         let (track, classifier) = (this.track, this.classifier);
         // Judged where it is: to move a large response would take longer.
         if let Ok(response) = &result {
@@ -94,11 +93,9 @@ where
             Ok(response) => Poll::Ready(Ok(track.pass(classifier, response, Watched(slot)))),
             Err(error) => {
                 let error = error.into();
-                let verdict = judge_error(classifier, &error);
                 if let Some(call) = slot {
-                    call.judged(verdict, Reason::Error);
+                    call.fail(classifier, &error);
                 }
-                *slot = None;
                 Poll::Ready(Err(error))
             }
         }
@@ -108,7 +105,9 @@ where
 impl<F, C, T> fmt::Debug for ResponseFuture<F, C, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Called { call, .. } if call.is_some() => "Called",
+            State::Called {
+                call: Some(call), ..
+            } if !call.is_over() => "Called",
             State::Called { .. } => "Ended",
             State::Refused(_) => "Refused",
         };

@@ -18,11 +18,15 @@ use crate::{settings::Settings, shared::Shared};
 
 pub(crate) mod sealed {
     pub trait Sealed {
+        /// Is there one breaker for all?
+        const ONE: bool = false;
+
         /// Do callers wait where they would be refused?
         const WAITS: bool = false;
     }
 
     impl<const WAITS: bool> Sealed for super::One<WAITS> {
+        const ONE: bool = true;
         const WAITS: bool = WAITS;
     }
 

@@ -74,6 +74,28 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
+        // The short way for most calls.
+        if K::ONE
+            && self.gate.is_none()
+            && let Some(permit) = self.one.pass()
+        {
+            let (classifier, track) = (self.classifier.clone(), self.track.clone());
+            let (future, call) = Call::make(&self.one, permit, || self.inner.call(request));
+            return ResponseFuture::called(future, call, classifier, track);
+        }
+        self.call_otherwise(request)
+    }
+}
+
+impl<S, C, K, T> Breaker<S, C, K, T> {
+    #[inline(never)]
+    fn call_otherwise<Req>(&mut self, request: Req) -> ResponseFuture<S::Future, C, T>
+    where
+        S: Service<Req>,
+        C: Clone,
+        K: Keys<Req>,
+        T: Clone,
+    {
         let (classifier, track) = (self.classifier.clone(), self.track.clone());
         let reserved = self.gate.as_mut().and_then(|gate| gate.take());
         let pick = match reserved {

@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     locked: Mutex<Locked>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) key: Option<Arc<str>>,
+    /// Does nobody listen, and does nobody ask how long a call takes?
+    pub(crate) plain: bool,
 }
 
 /// What a call reads first, written under the lock only.
@@ -95,13 +97,23 @@ impl Shared {
                 faults: Faults::default(),
                 queue: Queue::default(),
             }),
+            plain: settings.events.is_empty() && settings.rules.slow.is_none(),
             settings,
             key,
         }
     }
 
-    /// Lets a call through, or says why not. A closed breaker is one load; an open one takes no lock either.
+    /// Lets a call through if the breaker is closed.
     #[inline]
+    pub(crate) fn pass(&self) -> Option<Permit> {
+        let word = self.hot.0.word.load(Ordering::Acquire);
+        (word & MODE == PASS).then_some(Permit {
+            generation: word >> 2,
+            probe: 0,
+        })
+    }
+
+    /// Lets a call through, or says why not. A closed breaker is one load; an open one takes no lock either.
     pub(crate) fn admit(&self) -> Result<Permit, Refusal> {
         let word = self.hot.0.word.load(Ordering::Acquire);
         match word & MODE {
@@ -109,13 +121,6 @@ impl Shared {
                 generation: word >> 2,
                 probe: 0,
             }),
-            mode => self.admit_some(mode),
-        }
-    }
-
-    #[inline(never)]
-    fn admit_some(&self, mode: u64) -> Result<Permit, Refusal> {
-        match mode {
             REFUSE => self.refuse(clock::now()).map_or_else(|| self.ask(), Err),
             _ => self.ask(),
         }
@@ -190,15 +195,25 @@ impl Shared {
         self.step(|_, locked, now, happened| locked.circuit.has_probe(now, permit, happened))
     }
 
+    /// Records a success where that is all there is to do. Returns false if there is more, or nothing.
+    #[inline]
+    pub(crate) fn succeeded_plainly(&self, permit: Permit) -> bool {
+        self.plain
+            && permit.probe == 0
+            && match &self.window {
+                // Apart, as it takes more registers than all the rest.
+                Window::Time(_) => self.counted_by_time(permit),
+                window => {
+                    self.is_current(permit)
+                        && window.succeed(permit.generation, None) == Counted::Yes
+                }
+            }
+    }
+
     /// Records a success. Returns whether it counts.
     pub(crate) fn succeeded(&self, permit: Permit, slow: bool) -> bool {
         if permit.probe == 0 && !slow {
-            // The clock comes before the look at the generation: `Buckets` relies on it.
-            let now = self.window.needs_clock().then(clock::now);
-            if !self.is_current(permit) {
-                return false;
-            }
-            match self.window.succeed(permit.generation, now) {
+            match self.count(permit) {
                 Counted::Yes => return true,
                 Counted::Stale => return false,
                 Counted::Full => {}
@@ -209,6 +224,27 @@ impl Shared {
             slow,
         };
         self.record(permit, fault, None)
+    }
+
+    #[inline(never)]
+    fn counted_by_time(&self, permit: Permit) -> bool {
+        self.count(permit) == Counted::Yes
+    }
+
+    fn count(&self, permit: Permit) -> Counted {
+        // The clock comes before the look at the generation: `Buckets` relies on it.
+        let now = self.window.needs_clock().then(clock::now);
+        if self.is_current(permit) {
+            self.window.succeed(permit.generation, now)
+        } else {
+            Counted::Stale
+        }
+    }
+
+    /// When a call begins, if it matters.
+    #[inline(never)]
+    pub(crate) fn begun(&self) -> Option<Instant> {
+        self.settings.rules.slow.is_some().then(clock::now)
     }
 
     /// Records a failure, with the time after which the server is to be asked again. Returns whether it counts.

@@ -59,7 +59,6 @@ impl<Res, C: Classify<Res>> Track<Res, C> for HeadOnly {
             let verdict = classifier.classify(Ok(response));
             call.judged(verdict, Reason::Response);
         }
-        *call = None;
     }
 
     fn pass(&self, _: &C, response: Res, _: Watched<'_>) -> Res {

@@ -91,6 +91,7 @@ impl Window {
     }
 
     /// Counts a success, at a moment that need be known only where time matters.
+    #[inline]
     pub(crate) fn succeed(&self, generation: u64, now: Option<Instant>) -> Counted {
         match self {
             Self::Calls(Apart(calls), _) => calls.change(generation, |calls| calls + 1),
@@ -102,6 +103,7 @@ impl Window {
         }
     }
 
+    #[inline]
     pub(crate) fn needs_clock(&self) -> bool {
         matches!(self, Self::Time(_))
     }
@@ -183,6 +185,7 @@ impl Counter {
         Self(AtomicU64::new(1 << Self::BITS))
     }
 
+    #[inline]
     fn change(&self, generation: u64, next: impl Fn(u64) -> u64) -> Counted {
         let mut word = self.0.load(Ordering::Relaxed);
         loop {
