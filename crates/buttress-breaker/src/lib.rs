@@ -109,6 +109,26 @@
 //!
 //! Try it in [shadow mode](BreakerLayer::shadow) first: its events say what it would have refused.
 //!
+//! # Where others go wrong
+//!
+//! What the published crates do, run in November 2026: tower-resilience-circuitbreaker 0.14.0, failsafe 1.3.0 and recloser
+//! 1.4.0, each set to open after five failures (recloser: six) and to wait 60 ms.
+//!
+//! | situation | here | tower-resilience | failsafe | recloser |
+//! |---|---|---|---|---|
+//! | 100 callers at the first instant of half-open: how many get through? | as many as may be in flight (BR-10) | as many | 100 | 100 |
+//! | Every probe is forgotten, or hangs for ever: does anybody get through again? | yes, after a lease (BR-12) | never: 0 of 120 calls in the next 20 open times | yes: nothing limits the probes | as failsafe |
+//! | A probe is dropped | its slot is free at once, nothing is counted (BR-11) | its slot is free | nothing to free | nothing to free |
+//! | Calls from before it opened succeed while it is half-open | change nothing (BR-13) | the first closes it, or the third of three, though no probe has ended | the first closes it | the 11th closes it |
+//! | They fail while it is half-open | change nothing (BR-13) | the first opens it | the first opens it | the 11th opens it |
+//! | A timeout above it, a service that hangs: when does it open? | at once, by its rules (BR-7) | never: 1,000 of 1,000 calls time out | never | never |
+//! | Five axum routes, three failures in a row open it: what does the handler see of 40 failing calls? | 3 (BR-21) | 40 with `build()`, 3 with `build_with_handle()` | no layer | no layer |
+//! | 200 responses with status 500 | open it | do not: only an error counts | as tower-resilience | as tower-resilience |
+//! | 200 refusals of a layer below | say nothing (BR-6) | open it | open it | open it |
+//!
+//! How to see it: open the breaker with failing calls, wait for longer than the open time, and make the calls of the row from
+//! as many tasks, with a service that counts.
+//!
 //! # State
 //!
 //! The breaker belongs to the layer: all services that it makes share it, with their clones and with the clones of the layer,
