@@ -157,7 +157,7 @@ fn http(name: &'static str, window: Window) -> Group {
 fn least<R>(window: Window, request: impl FnMut() -> R + Clone + 'static) -> Vec<Row>
 where
     R: 'static,
-    Target: Service<R, Response: Answer>,
+    Target: Service<R, Response: Answer, Error = std::io::Error>,
 {
     let (target, bare) = (Target::new, request.clone());
     vec![

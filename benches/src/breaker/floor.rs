@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use buttress::clock;
+use buttress::{BoxError, clock};
 use pin_project::pin_project;
 use tower_service::Service;
 
@@ -21,7 +21,7 @@ struct Shared {
 #[repr(align(128))]
 struct Apart<T>(T);
 
-/// Counts the answer of a call, and when `TIMED` looks at the clock. A breaker would have to refuse where this panics.
+/// Counts the answer of a call, and when `TIMED` looks at the clock. It may refuse, and so its error is a boxed one.
 #[derive(Clone, Debug)]
 pub(crate) struct Gated<S, const TIMED: bool = false> {
     inner: S,
@@ -39,19 +39,21 @@ impl<S, const TIMED: bool> Gated<S, TIMED> {
 
 impl<S, R, const TIMED: bool> Service<R> for Gated<S, TIMED>
 where
-    S: Service<R>,
+    S: Service<R, Error: Into<BoxError>>,
 {
     type Response = S::Response;
-    type Error = S::Error;
+    type Error = BoxError;
     type Future = Counting<S::Future, TIMED>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        assert!(!self.shared.open.0.load(Ordering::Acquire));
-        Counting {
+        if self.shared.open.0.load(Ordering::Acquire) {
+            return Counting::Refused;
+        }
+        Counting::Called {
             shared: self.shared.clone(),
             future: self.inner.call(request),
         }
@@ -59,24 +61,34 @@ where
 }
 
 /// It may outlive the service, and so it owns a share of what it counts in.
-#[pin_project]
+#[pin_project(project = CountingProj)]
 #[derive(Debug)]
-pub(crate) struct Counting<F, const TIMED: bool> {
-    shared: Arc<Shared>,
-    #[pin]
-    future: F,
+#[expect(private_interfaces, reason = "nobody looks inside")]
+pub(crate) enum Counting<F, const TIMED: bool> {
+    Called {
+        shared: Arc<Shared>,
+        #[pin]
+        future: F,
+    },
+    Refused,
 }
 
-impl<F: Future, const TIMED: bool> Future for Counting<F, TIMED> {
-    type Output = F::Output;
+impl<F, T, E, const TIMED: bool> Future for Counting<F, TIMED>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<T, BoxError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let output = ready!(this.future.poll(cx));
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let CountingProj::Called { shared, future } = self.project() else {
+            return Poll::Ready(Err("open".into()));
+        };
+        let output = ready!(future.poll(cx));
         if TIMED {
             black_box(clock::now());
         }
-        this.shared.calls.0.fetch_add(1, Ordering::Relaxed);
-        Poll::Ready(output)
+        shared.calls.0.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(output.map_err(Into::into))
     }
 }

@@ -73,6 +73,11 @@ fn broken() -> io::Error {
 fn fail<S: Service<R>, R>(mut service: S, request: impl Fn() -> R) {
     for _ in 0..5 {
         // That the breaker is open now is seen by the calls that are measured.
-        let _ = call(&mut service, request(), || panic!("it answers at once"));
+        call(
+            &mut service,
+            request(),
+            || panic!("it answers at once"),
+            |_| (),
+        );
     }
 }

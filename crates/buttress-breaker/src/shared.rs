@@ -201,8 +201,13 @@ impl Shared {
         self.plain
             && permit.probe == 0
             && match &self.window {
-                // Apart, as it takes more registers than all the rest.
-                Window::Time(_) => self.counted_by_time(permit),
+                // Apart, as it takes more registers than all the rest. The clock comes before the look at the generation:
+                // `Buckets` relies on it.
+                Window::Time(_) => {
+                    let now = Some(clock::now());
+                    self.is_current(permit)
+                        && self.window.succeed(permit.generation, now) == Counted::Yes
+                }
                 window => {
                     self.is_current(permit)
                         && window.succeed(permit.generation, None) == Counted::Yes
@@ -224,11 +229,6 @@ impl Shared {
             slow,
         };
         self.record(permit, fault, None)
-    }
-
-    #[inline(never)]
-    fn counted_by_time(&self, permit: Permit) -> bool {
-        self.count(permit) == Counted::Yes
     }
 
     fn count(&self, permit: Permit) -> Counted {
