@@ -57,18 +57,21 @@ impl Queue {
     /// have gone elsewhere, and does not hold up those behind him again.
     pub(crate) fn tell(&mut self, number: usize) -> Vec<Waker> {
         let untold = self.waiting.iter_mut().filter(|waiter| !waiter.told);
-        untold
-            .take(number)
-            .map(|waiter| {
-                waiter.told = true;
-                waiter.waker.clone()
-            })
-            .collect()
+        untold.take(number).map(Waiter::tell).collect()
     }
 
     fn place(&self, ticket: u64) -> Option<usize> {
         self.waiting
             .binary_search_by_key(&ticket, |waiter| waiter.ticket)
             .ok()
+    }
+}
+
+impl Waiter {
+    /// Takes the waker, to be woken outside the lock: a clone would be made within, by code of somebody else. Who comes back
+    /// brings a new one.
+    fn tell(&mut self) -> Waker {
+        self.told = true;
+        std::mem::replace(&mut self.waker, Waker::noop().clone())
     }
 }

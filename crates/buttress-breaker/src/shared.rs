@@ -1,6 +1,12 @@
 //! A breaker as its calls share it: the circuit behind a lock, and beside it what most calls need not lock for.
 
-use std::{sync::Arc, task::Waker, time::Duration};
+use std::{
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
 
 use buttress_core::{
     BoxError, Rejected,
@@ -64,11 +70,12 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     /// When to come back is only known of a breaker that is open and was not forced to be.
-    fn new(why: u64, left: Duration) -> Self {
-        let timed = Why::unpack(why).state == State::Open;
+    fn new(why: u64, until: Instant, now: Instant) -> Self {
+        // While it is being forced open, the end of time may stand beside the reason that was there before.
+        let timed = Why::unpack(why).state == State::Open && until < Instant::MAX;
         Self {
             why,
-            retry_after: timed.then_some(left),
+            retry_after: timed.then(|| until.saturating_duration_since(now)),
         }
     }
 }
@@ -128,11 +135,11 @@ impl Shared {
 
     /// The refusal, if there is one without the lock. The word has been read before.
     fn refuse(&self, now: Instant) -> Option<Refusal> {
-        // Relaxed: they are ordered by the word.
-        let until = Instant::from_bits(self.hot.0.until.load(Ordering::Relaxed));
+        // Acquire: the reason is as new as the moment, or newer. Otherwise they are ordered by the word.
+        let until = Instant::from_bits(self.hot.0.until.load(Ordering::Acquire));
         (now < until).then(|| {
             let why = self.hot.0.why.load(Ordering::Relaxed);
-            Refusal::new(why, until.saturating_duration_since(now))
+            Refusal::new(why, until, now)
         })
     }
 
@@ -140,11 +147,11 @@ impl Shared {
         self.step(|shared, locked, now, happened| {
             let permit = locked.circuit.admit(now, &shared.settings.rules, happened);
             permit.ok_or_else(|| {
-                let left = match locked.circuit.outlook(&shared.settings.rules) {
-                    Outlook::Refuse(until) => until.saturating_duration_since(now),
-                    Outlook::Pass | Outlook::Ask => Duration::ZERO,
+                let until = match locked.circuit.outlook(&shared.settings.rules) {
+                    Outlook::Refuse(until) => until,
+                    Outlook::Pass | Outlook::Ask => now,
                 };
-                Refusal::new(locked.circuit.why().pack(), left)
+                Refusal::new(locked.circuit.why().pack(), until, now)
             })
         })
     }
@@ -157,6 +164,7 @@ impl Shared {
         waker: &Waker,
     ) -> Result<Permit, Option<Instant>> {
         let waker = waker.clone();
+        // Dropped at the end, outside the lock: that may run code of somebody else.
         let (admitted, _unneeded) = self.step(|shared, locked, now, happened| {
             let rules = &shared.settings.rules;
             let Locked { circuit, queue, .. } = locked;
@@ -164,14 +172,14 @@ impl Shared {
                 let [own, _] = ticket
                     .take()
                     .map_or([None, None], |ticket| queue.leave(ticket, true));
-                return (Ok(permit), own.or(Some(waker)));
+                return (Ok(permit), [own, Some(waker)]);
             }
             let old = queue.wait(ticket, waker);
             let until = match circuit.outlook(rules) {
                 Outlook::Refuse(until) if until < Instant::MAX => Some(until),
                 _ => None,
             };
-            (Err(until), old)
+            (Err(until), [old, None])
         });
         admitted
     }
@@ -179,9 +187,7 @@ impl Shared {
     /// Leaves the queue without a permit.
     pub(crate) fn leave(&self, ticket: u64) {
         let [_own, next] = lock(&self.locked).queue.leave(ticket, false);
-        if let Some(next) = next {
-            next.wake();
-        }
+        next.into_iter().for_each(wake);
     }
 
     /// Would a call with this permit still count?
@@ -366,10 +372,9 @@ impl Shared {
         });
         drop(locked);
 
+        // Before the sinks: a slow one is to hold up nobody else.
+        woken.into_iter().for_each(wake);
         self.tell(&happened);
-        for waker in woken {
-            waker.wake();
-        }
         done
     }
 
@@ -387,8 +392,9 @@ impl Shared {
         if was == (new, end.to_bits()) {
             return;
         }
-        until.store(end.to_bits(), Ordering::Relaxed);
         why.store(circuit.why().pack(), Ordering::Relaxed);
+        // Release: it pairs with the load in `refuse`.
+        until.store(end.to_bits(), Ordering::Release);
         // Release: it pairs with the load in `admit`.
         word.store(new, Ordering::Release);
     }
@@ -506,6 +512,14 @@ impl Shared {
     }
 }
 
+/// Wakes one who waits. A waker that panics must not take down the others, who are told once only, nor the call at hand.
+fn wake(waker: Waker) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+        // It may be of a type that panics when it is dropped.
+        mem::forget(payload);
+    }
+}
+
 #[cfg(all(test, not(buttress_loom)))]
 mod tests {
     use super::*;
@@ -539,6 +553,22 @@ mod tests {
             shared.tell_refused(refusal);
             assert_eq!(shared.rejected(refusal).reason(), "forced open");
         }
+    }
+
+    // promise: BR-19
+    #[test]
+    fn nobody_is_told_to_come_back_at_the_end_of_time() {
+        let shared = Shared::new(Settings::default().into(), None);
+        for _ in 0..5 {
+            let permit = shared.admit().unwrap();
+            assert!(shared.failed(permit, false, None));
+        }
+        let left = shared.admit().unwrap_err().retry_after;
+        assert!(left.is_some_and(|left| left <= Duration::from_secs(5)));
+        // It is being forced open, and the reason from before is still there.
+        let end = Instant::MAX.to_bits();
+        shared.hot.0.until.store(end, Ordering::Relaxed);
+        assert_eq!(shared.admit().unwrap_err().retry_after, None);
     }
 }
 
