@@ -161,6 +161,10 @@ impl Call {
     }
 
     pub(crate) fn end(&mut self, outcome: Outcome, reason: Reason, hint: Option<Duration>) {
+        // A future or body that is polled again after its panic panics again, or even ends.
+        if self.stage == Stage::Over {
+            return;
+        }
         self.head();
         self.stage = Stage::Over;
         self.shared
