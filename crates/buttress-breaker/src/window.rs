@@ -161,8 +161,8 @@ impl Window {
             Self::Calls(Apart(counter), _) | Self::InARow(Apart(counter)) => {
                 counter.set(generation, 0);
             }
-            // No other generation has the ticks of this one.
-            Self::Time(_) => {}
+            // No other generation has the ticks of this one, but a word from many generations ago would pass for a newer one.
+            Self::Time(Apart(buckets)) => buckets.begin(generation),
         }
         *faults = Faults::default();
     }
@@ -226,7 +226,7 @@ impl Counter {
 /// Successes by time: a ring of words, each with the time it counts for, in ticks, and the count.
 ///
 /// The ticks of a generation are ahead of the clock by twice the ring for each generation before it. A result that was
-/// let through in an earlier one is thus too old for the window, whenever it comes, and nothing has to be wiped.
+/// let through in an earlier one is thus too old for the window, whenever it comes.
 #[derive(Debug)]
 pub(crate) struct Buckets {
     ring: [AtomicU64; RING],
@@ -262,6 +262,15 @@ impl Buckets {
         generation
             .wrapping_mul(2 * Self::NUMBER)
             .wrapping_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+    }
+
+    /// Leaves words that are as old as the generation, and count nothing.
+    fn begin(&self, generation: u64) {
+        let first = generation.wrapping_mul(2 * Self::NUMBER);
+        for bucket in &self.ring {
+            // A swap, as in `Counter::set`.
+            bucket.swap(first << self.count_bits, Ordering::Relaxed);
+        }
     }
 
     /// Relaxed, as in [`Counter`].
@@ -541,6 +550,26 @@ mod tests {
                 }
                 let later = window.record(&mut faults, generation, at(100_000), BAD);
                 assert_eq!(later.in_a_row, 2);
+            }
+        }
+    }
+
+    // promise: BR-25
+    #[test]
+    fn a_success_counts_however_many_generations_came_before_it() {
+        for window in [calls(10), time(10), time(10_000), time(u64::MAX)] {
+            let mut faults = Faults::default();
+            for generation in (1..300).chain([1 << 24, 1 << 26, 1 << 40, 1 << 61]) {
+                window.begin(&mut faults, generation);
+                // None in some of them.
+                if generation % 11 < 2 {
+                    assert_eq!(window.succeed(generation, Some(at(0))), Counted::Yes);
+                    assert_eq!(window.figures(&mut faults, generation, at(0)).calls, 1);
+                    assert_eq!(
+                        window.record(&mut faults, generation, at(0), BAD).in_a_row,
+                        1
+                    );
+                }
             }
         }
     }
