@@ -143,13 +143,15 @@ impl Rules {
         })
     }
 
+    /// Whether too many calls are slow. Where only failures in a row open it, slow probes do not keep it open.
     pub(crate) fn judge_slow(&self, slow: u64, calls: u64) -> bool {
-        self.slow.is_some_and(|(_, rate)| rate.is_met(slow, calls))
+        !matches!(self.window, Kind::InARow(_))
+            && self.slow.is_some_and(|(_, rate)| rate.is_met(slow, calls))
     }
 
     /// The full open time after so many openings that are not forgiven yet.
     pub(crate) fn open_time(&self, level: u32) -> Duration {
-        let full = self.open_time.as_nanos() << level.min(63);
+        let full = self.open_time.as_nanos().saturating_mul(1 << level.min(63));
         nanos(full.min(self.max_open_time.as_nanos()))
     }
 
@@ -177,7 +179,7 @@ impl Rules {
 
     /// One opening more, unless the open time does not grow any further.
     pub(crate) fn raise(&self, level: u32) -> u32 {
-        level + u32::from(self.open_time(level) < self.max_open_time)
+        level.saturating_add(u32::from(self.open_time(level) < self.max_open_time))
     }
 
     pub(crate) fn lease(&self, level: u32) -> Duration {
@@ -375,7 +377,8 @@ mod tests {
             rules.draw(level, hint.map(Duration::from_secs), &mut rand::rng());
             prop_assert!(rules.lease(level) <= Duration::from_secs(10));
             prop_assert!(rules.lease(level) > Duration::ZERO);
-            prop_assert!(rules.raise(level.min(u32::MAX - 1)) >= level.min(u32::MAX - 1));
+            prop_assert!(rules.open_time(level) >= rules.open_time(0));
+            prop_assert!(rules.raise(level) >= level);
             prop_assert!(rules.forgive(level % 100, Duration::MAX) <= level % 100);
             rules.judge(Figures { calls, failures, slow, in_a_row: level });
         }
