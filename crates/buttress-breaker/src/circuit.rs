@@ -48,9 +48,11 @@ pub(crate) enum Phase {
 }
 
 /// The probes of a half-open circuit. Invariant: `in_flight` is in the order of ids, and so of expiry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Probes {
     pub(crate) in_flight: VecDeque<Probe>,
+    /// The same for all of them, whatever becomes of the level: their order depends on it.
+    lease: Duration,
     last_id: u64,
     pub(crate) succeeded: u32,
     slow: u32,
@@ -63,7 +65,7 @@ pub(crate) struct Probe {
 }
 
 /// How a circuit that has just closed takes on its load again. Invariant: `step < STEPS.len()`, `credit < 100`.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Ramp {
     step: usize,
     since: Instant,
@@ -165,21 +167,15 @@ impl Circuit {
         if let Phase::Open { until } = self.phase
             && until <= now
         {
-            self.turn(
-                Phase::HalfOpen(Probes::default()),
-                Cause::OpenTimeOver,
-                now,
-                happened,
-            );
+            let probes = Probes::new(rules.lease(self.level.saturating_sub(1)));
+            self.turn(Phase::HalfOpen(probes), Cause::OpenTimeOver, now, happened);
         }
         self.tick(now, happened);
         let generation = self.generation;
         let probe = match &mut self.phase {
             Phase::Closed(None) | Phase::ForcedClosed => 0,
             Phase::Closed(Some(ramp)) => ramp.takes().then_some(0)?,
-            Phase::HalfOpen(probes) if probes.free(rules) > 0 => {
-                probes.begin(now + rules.lease(self.level.saturating_sub(1)))
-            }
+            Phase::HalfOpen(probes) if probes.free(rules) > 0 => probes.begin(now),
             Phase::HalfOpen(_) | Phase::Open { .. } | Phase::ForcedOpen => return None,
         };
         Some(Permit { generation, probe })
@@ -349,10 +345,13 @@ impl Circuit {
         }
     }
 
-    /// The probes in flight, and those that have succeeded.
-    pub(crate) fn probes(&self) -> (u32, u32) {
+    /// The probes in flight, and those that have succeeded. Nobody need have noticed yet that a lease has expired.
+    pub(crate) fn probes(&self, now: Instant) -> (u32, u32) {
         match &self.phase {
-            Phase::HalfOpen(probes) => (figure(probes.in_flight.len() as u64), probes.succeeded),
+            Phase::HalfOpen(probes) => {
+                let in_flight = probes.in_flight.len() - probes.expired(now);
+                (figure(in_flight as u64), probes.succeeded)
+            }
             _ => (0, 0),
         }
     }
@@ -365,10 +364,10 @@ impl Circuit {
         }
     }
 
-    /// The percentage of calls that is let through.
-    pub(crate) fn percent(&self) -> u8 {
+    /// The percentage of calls that is let through. Nobody need have noticed yet that a step is over.
+    pub(crate) fn percent(&self, now: Instant) -> u8 {
         match &self.phase {
-            Phase::Closed(ramp) => ramp.as_ref().map_or(100, Ramp::percent),
+            Phase::Closed(ramp) => Ramp::at(*ramp, now).as_ref().map_or(100, Ramp::percent),
             Phase::ForcedClosed => 100,
             _ => 0,
         }
@@ -400,8 +399,9 @@ impl Circuit {
             credit: 100 - STEPS[0],
             failed: false,
         });
-        happened.percent = ramp.as_ref().map(Ramp::percent);
+        let percent = ramp.as_ref().map(Ramp::percent);
         self.turn(Phase::Closed(ramp), cause, now, happened);
+        happened.percent = percent;
     }
 
     fn turn(&mut self, phase: Phase, cause: Cause, now: Instant, happened: &mut Happened) {
@@ -411,6 +411,8 @@ impl Circuit {
         self.since = now;
         self.cause = cause;
         self.number += 1;
+        // A step of a ramp that ended in the same moment is of no interest any more.
+        happened.percent = None;
         happened.transition = Some(Transition {
             from,
             to: self.state(),
@@ -422,6 +424,16 @@ impl Circuit {
 }
 
 impl Probes {
+    fn new(lease: Duration) -> Self {
+        Self {
+            in_flight: VecDeque::new(),
+            lease,
+            last_id: 0,
+            succeeded: 0,
+            slow: 0,
+        }
+    }
+
     /// How many more may be in flight.
     fn free(&self, rules: &Rules) -> usize {
         let (first, then) = rules.in_flight;
@@ -429,9 +441,9 @@ impl Probes {
         (most.get() as usize).saturating_sub(self.in_flight.len())
     }
 
-    fn begin(&mut self, expires: Instant) -> u64 {
+    fn begin(&mut self, now: Instant) -> u64 {
         self.last_id += 1;
-        let id = self.last_id;
+        let (id, expires) = (self.last_id, now + self.lease);
         self.in_flight.push_back(Probe { id, expires });
         id
     }
@@ -446,9 +458,14 @@ impl Probes {
     }
 
     fn expire(&mut self, now: Instant) -> usize {
-        let expired = self.in_flight.partition_point(|probe| probe.expires <= now);
+        let expired = self.expired(now);
         self.in_flight.drain(..expired);
         expired
+    }
+
+    /// How many of them, from the first on, have no lease any more.
+    fn expired(&self, now: Instant) -> usize {
+        self.in_flight.partition_point(|probe| probe.expires <= now)
     }
 }
 
@@ -701,10 +718,10 @@ mod tests {
                     })
                 );
             }
-            assert_eq!(story.circuit.probes(), (1, 0));
+            assert_eq!(story.circuit.probes(story.now), (1, 0));
             assert!(story.succeed(probe));
             assert!(!story.succeed(probe), "a result counts once");
-            assert_eq!(story.circuit.probes(), (0, 1));
+            assert_eq!(story.circuit.probes(story.now), (0, 1));
         }
     }
 
@@ -728,6 +745,48 @@ mod tests {
         let late = story.admit().unwrap();
         story.wait(Duration::from_secs(10));
         assert!(!story.succeed(late));
+    }
+
+    // promise: BR-12
+    #[test]
+    fn a_reset_between_two_probes_changes_neither_s_lease() {
+        let mut story = Story::new(Rules {
+            open_time: Duration::from_secs(1),
+            in_flight: (2.try_into().unwrap(), 2.try_into().unwrap()),
+            ..Rules::default()
+        });
+        story.judge(BAD);
+        for _ in 0..2 {
+            story.sit_out();
+            let permit = story.admit().unwrap();
+            assert!(story.fail(permit));
+        }
+        // The third opening: its lease is twice 4 s, and that of a first one is twice 1 s.
+        story.sit_out();
+        let first = story.admit().unwrap();
+        story.circuit.reset();
+        let second = story.admit().unwrap();
+        story.wait(Duration::from_secs(8) - Duration::from_nanos(1));
+        assert_eq!(story.admit(), None);
+        assert_eq!(story.happened.expired, 0);
+        assert!(story.succeed(first));
+        story.wait(Duration::from_nanos(1));
+        assert!(!story.succeed(second));
+        assert_eq!(story.happened.expired, 1);
+    }
+
+    // promise: BR-26
+    #[test]
+    fn a_step_that_ends_as_the_breaker_opens_is_not_told() {
+        let mut story = Story::new(Rules::default());
+        story.recover();
+        story.judge(BAD);
+        assert_eq!(story.happened.percent, Some(10));
+        story.wait(Duration::from_millis(1_250));
+        story.happened = Happened::default();
+        story.judge(BAD);
+        assert_eq!(story.happened.transition.unwrap().to, State::Open);
+        assert_eq!(story.happened.percent, None, "it would be told last");
     }
 
     // promise: BR-9
@@ -779,7 +838,7 @@ mod tests {
         story.circuit.reset();
         assert_eq!(story.circuit.state(), State::HalfOpen);
         assert_eq!(
-            story.circuit.probes(),
+            story.circuit.probes(story.now),
             (1, 0),
             "a probe in flight is no count"
         );

@@ -71,7 +71,7 @@ impl Handle {
                 slow,
                 in_a_row,
             } = figures;
-            let (probes_in_flight, probes_succeeded) = circuit.probes();
+            let (probes_in_flight, probes_succeeded) = circuit.probes(now);
             Snapshot {
                 state: circuit.state(),
                 cause: circuit.cause,
@@ -80,7 +80,7 @@ impl Handle {
                     Phase::Open { until } => Some(until.saturating_duration_since(now)),
                     _ => None,
                 },
-                percent: circuit.percent(),
+                percent: circuit.percent(now),
                 calls,
                 failures,
                 slow,

@@ -218,7 +218,7 @@ async fn tell(rng: &mut StdRng) {
                 }
             }
         }
-        real.look(|circuit, figures, _| {
+        real.look(|circuit, figures, now| {
             let Figures {
                 calls,
                 failures,
@@ -227,7 +227,7 @@ async fn tell(rng: &mut StdRng) {
             } = figures;
             assert_eq!(circuit.state(), model.state);
             assert_eq!((calls, failures, in_a_row.into()), model.figures());
-            assert_eq!(circuit.probes().1, model.succeeded);
+            assert_eq!(circuit.probes(now).1, model.succeeded);
         });
     }
 }
