@@ -224,6 +224,25 @@ async fn a_future_that_outlives_its_panic_has_freed_its_slot() {
 
 // promise: BR-6
 #[tokio::test(start_paused = true)]
+async fn what_is_polled_after_its_panic_has_failed_once() {
+    let log = Log::default();
+    let layer = layer().on_event(log.sink());
+    let mut call = Box::pin(over(&layer, &Backend::default()).call(Panic));
+    for _ in 0..3 {
+        // The future of the service panics every time.
+        let poll = std::panic::AssertUnwindSafe(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            call.as_mut().poll(&mut cx).is_ready()
+        });
+        std::panic::catch_unwind(poll).unwrap_err();
+    }
+    drop(call);
+    assert_eq!(layer.handle().snapshot().failures, 1);
+    assert_eq!(log.calls(), [(Outcome::Failure, Reason::Panic, true)]);
+}
+
+// promise: BR-6
+#[tokio::test(start_paused = true)]
 async fn a_refusal_of_a_layer_below_says_nothing() {
     let log = Log::default();
     let layer = layer().consecutive_only(count(1)).on_event(log.sink());
@@ -307,6 +326,20 @@ async fn eighty_slow_calls_of_a_hundred_open_it_though_all_succeed() {
         assert_eq!(handle.snapshot().cause, cause);
         assert_eq!(handle.state(), State::Open);
     }
+}
+
+// promise: BR-9
+#[tokio::test(start_paused = true)]
+async fn where_failures_in_a_row_decide_slow_probes_close_it() {
+    let layer = layer()
+        .consecutive_only(count(1))
+        .slow_calls(millis(10), 0.5);
+    let (handle, service) = (layer.handle(), over(&layer, &Backend::default()));
+    calls(&service, 50, || after(millis(20), Succeed)).await;
+    assert_eq!(handle.state(), State::Closed);
+    half_open(&service).await;
+    calls(&service, 3, || after(millis(20), Succeed)).await;
+    assert_eq!(handle.state(), State::Closed);
 }
 
 /// The callers that get through at the first instant of half-open, of this many on two threads.
@@ -745,6 +778,23 @@ async fn a_handle_shows_and_forces_and_releases() {
             State::Open
         ]
     );
+}
+
+// promise: BR-22
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_shows_what_time_has_ended_though_nobody_called() {
+    let layer = layer().ramp(true);
+    let (handle, mut service) = (layer.handle(), over(&layer, &Backend::default()));
+    half_open(&service).await;
+    std::mem::forget(service.ready().await.unwrap().call(Succeed));
+    assert_eq!(handle.snapshot().probes_in_flight, 1);
+    advance(secs(10)).await;
+    assert_eq!(handle.snapshot().probes_in_flight, 0);
+    calls(&service, 3, || Succeed).await;
+    for percent in [10, 25, 50, 100, 100] {
+        assert_eq!(handle.snapshot().percent, percent);
+        advance(millis(1_250)).await;
+    }
 }
 
 // promise: BR-23

@@ -2,9 +2,17 @@
 
 mod support;
 
-use std::{future::Future, task::Poll, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
-use buttress_breaker::{BreakerLayer, State};
+use buttress_breaker::{BreakerLayer, Event, State};
 use buttress_core::{BoxError, Rejected, clock};
 use support::*;
 use tokio::time::advance;
@@ -202,6 +210,19 @@ async fn a_thousand_who_wait_for_a_probe_are_polled_three_times_each() {
     assert_eq!(layer.handle().state(), State::Closed);
 }
 
+/// A waker that does this.
+fn waker(wake: impl Fn() + Send + Sync + 'static) -> Waker {
+    struct Wakes<F>(F);
+
+    impl<F: Fn() + Send + Sync> Wake for Wakes<F> {
+        fn wake(self: Arc<Self>) {
+            self.0();
+        }
+    }
+
+    Arc::new(Wakes(wake)).into()
+}
+
 fn woken<F: Future>(waiters: &[task::Spawn<F>]) -> Vec<usize> {
     let numbers = 0..waiters.len();
     numbers
@@ -247,6 +268,152 @@ async fn ready_and_dropped_holds_no_slot_and_a_free_slot_wakes_exactly_one() {
     drop(through);
     assert_eq!(woken(&waiters), [0]);
     assert_eq!(layer.handle().snapshot().probes_in_flight, 0);
+}
+
+/// This many who wait for a service, polled once.
+fn waiters(service: &Waits, number: usize) -> Vec<task::Spawn<impl Future<Output = Waits>>> {
+    let mut waiters: Vec<_> = (0..number)
+        .map(|_| {
+            let mut service = service.clone();
+            task::spawn(async move {
+                service.ready().await.unwrap();
+                service
+            })
+        })
+        .collect();
+    for waiter in &mut waiters {
+        assert_pending!(waiter.poll());
+    }
+    waiters
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn one_who_was_woken_and_goes_away_leaves_nobody_asleep() {
+    let (layer, service) = waiting(&Backend::default());
+    let handle = layer.handle();
+    handle.force_open();
+    let mut waiters = waiters(&service, 4);
+    // All are woken, but by the time that they look it is open again, and two have not looked yet.
+    handle.force_closed();
+    handle.force_open();
+    assert_pending!(waiters[0].poll());
+    assert_pending!(waiters[1].poll());
+    drop(waiters.remove(2));
+    assert_eq!(
+        woken(&waiters),
+        [0, 2],
+        "the next of them, and one from before"
+    );
+    assert_pending!(waiters[0].poll());
+    handle.release();
+    assert_eq!(woken(&waiters), [0, 1, 2]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn one_who_was_not_woken_wakes_nobody_when_he_goes() {
+    let (layer, service) = waiting(&Backend::default());
+    layer.handle().force_open();
+    let mut waiters = waiters(&service, 3);
+    drop(waiters.remove(1));
+    assert_eq!(woken(&waiters), [] as [usize; 0]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn one_who_was_woken_for_a_slot_that_another_took_is_woken_again() {
+    let (_, service) = waiting(&Backend::default());
+    advance(open(&service).await).await;
+    let mut holder = service.clone();
+    holder.ready().await.unwrap();
+    let mut waiters = waiters(&service, 2);
+    drop(holder);
+    assert_eq!(woken(&waiters), [0]);
+    let mut faster = service.clone();
+    faster.ready().await.unwrap();
+    assert_pending!(waiters[0].poll());
+    assert_eq!(woken(&waiters), [] as [usize; 0]);
+    drop(faster);
+    assert_eq!(woken(&waiters), [0]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn as_many_are_woken_as_there_are_slots() {
+    let (_, service) = waiting(&Backend::default());
+    advance(open(&service).await).await;
+    let mut probe = service.clone();
+    probe.ready().await.unwrap();
+    let waiters = waiters(&service, 5);
+    // After the first success there are two.
+    probe.call(Succeed).await.unwrap();
+    assert_eq!(woken(&waiters), [0, 1]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_leaves_nobody_asleep() {
+    let (layer, service) = waiting(&Backend::default());
+    layer.handle().force_open();
+    let mut first = service.clone();
+    let bad = waker(|| panic!("this waker panics"));
+    let ready = Service::<Do>::poll_ready(&mut first, &mut Context::from_waker(&bad));
+    assert!(ready.is_pending());
+    let waiters = waiters(&service, 2);
+    layer.handle().release();
+    assert_eq!(woken(&waiters), [0, 1]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn a_waker_may_drop_another_who_waits() {
+    let (layer, service) = waiting(&Backend::default());
+    layer.handle().force_open();
+    let wait = |waker: &Waker| {
+        let mut service = service.clone();
+        let ready = Service::<Do>::poll_ready(&mut service, &mut Context::from_waker(waker));
+        assert!(ready.is_pending());
+        service
+    };
+    let other = Mutex::new(Some(wait(Waker::noop())));
+    let gone = Arc::new(AtomicBool::new(false));
+    let waker = {
+        let gone = gone.clone();
+        waker(move || {
+            drop(other.lock().unwrap().take());
+            gone.store(true, Ordering::SeqCst);
+        })
+    };
+    let _first = wait(&waker);
+    layer.handle().release();
+    assert!(gone.load(Ordering::SeqCst));
+}
+
+// promise: BR-18
+#[tokio::test(start_paused = true)]
+async fn a_slow_sink_does_not_hold_up_those_who_wait() {
+    let woken = Arc::new(AtomicBool::new(false));
+    let before = Arc::new(AtomicBool::new(false));
+    let sink = {
+        let (woken, before) = (woken.clone(), before.clone());
+        move |event: &Event| {
+            if let Event::Transition {
+                to: State::Closed, ..
+            } = event
+            {
+                before.store(woken.load(Ordering::SeqCst), Ordering::SeqCst);
+            }
+        }
+    };
+    let layer = layer().on_event(sink).backpressure();
+    let mut service = layer.layer(Backend::default());
+    layer.handle().force_open();
+    let waker = waker(move || woken.store(true, Ordering::SeqCst));
+    let ready = Service::<Do>::poll_ready(&mut service, &mut Context::from_waker(&waker));
+    assert!(ready.is_pending());
+    layer.handle().release();
+    assert!(before.load(Ordering::SeqCst), "the sink came first");
 }
 
 // promise: BR-20
