@@ -1,5 +1,5 @@
 //! A service that does as it is told, and remembers what was asked of it.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 use std::{
     future::Future,
