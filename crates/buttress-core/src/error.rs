@@ -137,10 +137,13 @@ impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "refused by {}", self.by)?;
         if let Some(name) = &self.name {
-            write!(f, " {name}")?;
+            f.write_str(" ")?;
+            write_line(name, f)?;
         }
         if let Some(key) = &self.key {
-            write!(f, " [{key}]")?;
+            f.write_str(" [")?;
+            write_line(key, f)?;
+            f.write_str("]")?;
         }
         write!(f, ": {}", self.reason)?;
         if let Some(retry_after) = self.retry_after {
@@ -151,6 +154,18 @@ impl fmt::Display for Rejected {
 }
 
 impl Error for Rejected {}
+
+/// Writes a text of somebody else, such as a key from a request, within one line: with its control characters escaped.
+fn write_line(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for part in text.split_inclusive(char::is_control) {
+        let end = part.chars().next_back().filter(|last| last.is_control());
+        f.write_str(&part[..part.len() - end.map_or(0, char::len_utf8)])?;
+        if let Some(control) = end {
+            write!(f, "{}", control.escape_default())?;
+        }
+    }
+    Ok(())
+}
 
 /// An error, what caused it, what caused that, and so on.
 ///
@@ -208,6 +223,19 @@ mod tests {
             refusal.to_string(),
             "refused by breaker cards [pay.example]: 12 calls failed"
         );
+    }
+
+    // promise: BR-19
+    #[test]
+    fn a_refusal_is_one_line_whatever_its_key_is() {
+        let refusal = Rejected::new("breaker", "open")
+            .named("cards\n")
+            .keyed("/a\r\nlevel=info \u{85}ü\u{1b}[2J");
+        assert_eq!(
+            refusal.to_string(),
+            "refused by breaker cards\\n [/a\\r\\nlevel=info \\u{85}ü\\u{1b}[2J]: open"
+        );
+        assert_eq!(refusal.name(), Some("cards\n"));
     }
 
     /// An error that is its own cause.
