@@ -126,7 +126,8 @@ impl Handles {
     }
 
     /// The breaker of a key, by what its `Display` says: for an authority that is `host:port` in lower case. There is none
-    /// before its first call, and none after it has been idle for long.
+    /// before its first call, and none after it has been idle for long: it is then forgotten, and a handle that was taken
+    /// before is not the one of the next.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Handle> {
         self.breakers.named(key).map(Handle::new)
