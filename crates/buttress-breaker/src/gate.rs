@@ -60,6 +60,11 @@ impl Gate {
         }
     }
 
+    /// Waits no more.
+    pub(crate) fn leave(&mut self) {
+        self.waiting = None;
+    }
+
     /// The slot that was taken, if it is still good.
     #[inline(never)]
     pub(crate) fn take(&mut self) -> Option<Permit> {

@@ -66,7 +66,14 @@ where
     type Future = ResponseFuture<S::Future, C, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        ready!(self.inner.poll_ready(cx)).map_err(Into::into)?;
+        let inner = self.inner.poll_ready(cx);
+        if let Some(gate) = &mut self.gate
+            && !matches!(inner, Poll::Ready(Ok(())))
+        {
+            // The slot that it was woken for, if it was, is for somebody who can use it.
+            gate.leave();
+        }
+        ready!(inner).map_err(Into::into)?;
         match &mut self.gate {
             Some(gate) => gate.poll(&self.one, cx).map(Ok),
             None => Poll::Ready(Ok(())),
