@@ -340,6 +340,46 @@ async fn one_who_was_woken_for_a_slot_that_another_took_is_woken_again() {
 
 // promise: BR-20
 #[tokio::test(start_paused = true)]
+async fn one_who_has_become_ready_waits_no_more() {
+    let (layer, service) = waiting(&Backend::default());
+    layer.handle().force_open();
+    let mut first = waiters(&service, 1).remove(0);
+    layer.handle().release();
+    // It is ready, and nobody calls it.
+    let _ready = tokio_test::assert_ready!(first.poll());
+    advance(open(&service).await).await;
+    let mut holder = service.clone();
+    holder.ready().await.unwrap();
+    let waiters = waiters(&service, 1);
+    drop(holder);
+    assert_eq!(woken(&waiters), [0]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn one_whose_service_is_gone_by_the_time_that_he_is_woken_hands_it_on() {
+    let layer = layer().backpressure();
+    let (inner, mut handle) = mock::pair::<Do, Do>();
+    let (service, mut broken) = (layer.layer(Backend::default()), layer.layer(inner));
+    advance(open(&service).await).await;
+    let mut holder = service.clone();
+    holder.ready().await.unwrap();
+    let mut first = task::spawn(broken.ready());
+    assert_pending!(first.poll());
+    let waiters = waiters(&service, 1);
+    handle.send_error("the service is gone");
+    drop(holder);
+    assert_eq!(woken(&waiters), [] as [usize; 0]);
+    assert!(first.is_woken());
+    assert_ready_err!(first.poll());
+    // It is still there.
+    drop(first);
+    assert_eq!(woken(&waiters), [0]);
+    drop(broken);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
 async fn as_many_are_woken_as_there_are_slots() {
     let (_, service) = waiting(&Backend::default());
     advance(open(&service).await).await;
