@@ -51,8 +51,9 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Probes {
     pub(crate) in_flight: VecDeque<Probe>,
-    /// The same for all of them, whatever becomes of the level: their order depends on it.
+    /// Never shorter than it was, whatever becomes of the level: the order of the probes depends on it.
     lease: Duration,
+    longest_lease: Duration,
     last_id: u64,
     pub(crate) succeeded: u32,
     slow: u32,
@@ -167,7 +168,8 @@ impl Circuit {
         if let Phase::Open { until } = self.phase
             && until <= now
         {
-            let probes = Probes::new(rules.lease(self.level.saturating_sub(1)));
+            let lease = rules.lease(self.level.saturating_sub(1));
+            let probes = Probes::new(lease, rules.longest_lease());
             self.turn(Phase::HalfOpen(probes), Cause::OpenTimeOver, now, happened);
         }
         self.tick(now, happened);
@@ -424,10 +426,11 @@ impl Circuit {
 }
 
 impl Probes {
-    fn new(lease: Duration) -> Self {
+    fn new(lease: Duration, longest_lease: Duration) -> Self {
         Self {
             in_flight: VecDeque::new(),
             lease,
+            longest_lease,
             last_id: 0,
             succeeded: 0,
             slow: 0,
@@ -460,6 +463,10 @@ impl Probes {
     fn expire(&mut self, now: Instant) -> usize {
         let expired = self.expired(now);
         self.in_flight.drain(..expired);
+        if expired > 0 {
+            // Or else a service that takes longer than a short lease would never have a probe that counts.
+            self.lease = self.lease.saturating_mul(2).min(self.longest_lease);
+        }
         expired
     }
 

@@ -196,7 +196,10 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
     }
 
     /// Gives a probe this much time: after that its slot is free for another, and its result counts for nothing; by
-    /// default twice the open time, and 10 s at most.
+    /// default twice the open time, or twice the lease before if that has expired, and 10 s at most.
+    ///
+    /// Calls that take longer never close the breaker: set it to more than they take, to the end of the body where that
+    /// is tracked.
     ///
     /// # Panics
     ///

@@ -183,8 +183,13 @@ impl Rules {
     }
 
     pub(crate) fn lease(&self, level: u32) -> Duration {
-        let default = Duration::from_secs(10).min(self.open_time(level).saturating_mul(2));
-        self.lease.unwrap_or(default)
+        let default = self.open_time(level).saturating_mul(2);
+        self.lease.unwrap_or(default.min(self.longest_lease()))
+    }
+
+    /// A lease that expires is followed by one that is twice as long, up to this.
+    pub(crate) fn longest_lease(&self) -> Duration {
+        self.lease.unwrap_or(Duration::from_secs(10))
     }
 }
 
