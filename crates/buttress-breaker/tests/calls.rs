@@ -458,6 +458,22 @@ async fn a_forgotten_probe_frees_its_slot_at_its_lease() {
     assert_eq!(handle.state(), State::Closed);
 }
 
+// promise: BR-12
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_slower_than_a_short_lease_is_found_to_be_well() {
+    let layer = layer()
+        .consecutive_only(count(1))
+        .open_time(millis(100), secs(60));
+    let (handle, service) = (layer.handle(), over(&layer, &Backend::default()));
+    call(&service, Fail).await;
+    for _ in 0..100 {
+        let service = service.clone();
+        tokio::spawn(async move { call(&service, after(millis(700), Succeed)).await });
+        advance(millis(100)).await;
+    }
+    assert_eq!(handle.state(), State::Closed);
+}
+
 // promise: BR-14
 #[tokio::test(start_paused = true)]
 async fn it_closes_after_three_probes_that_are_farther_apart_than_its_window() {

@@ -340,6 +340,19 @@ async fn one_who_was_woken_for_a_slot_that_another_took_is_woken_again() {
 
 // promise: BR-20
 #[tokio::test(start_paused = true)]
+async fn one_who_waits_for_a_release_keeps_no_timer() {
+    let (layer, service) = waiting(&Backend::default());
+    open(&service).await;
+    let mut waiters = waiters(&service, 1);
+    layer.handle().force_open();
+    assert_eq!(woken(&waiters), [0]);
+    assert_pending!(waiters[0].poll());
+    advance(secs(1_000_000)).await;
+    assert_eq!(woken(&waiters), [] as [usize; 0]);
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
 async fn one_who_has_become_ready_waits_no_more() {
     let (layer, service) = waiting(&Backend::default());
     layer.handle().force_open();
