@@ -118,7 +118,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let mut this = self.project();
-        let Some((call, classifier)) = this.watch else {
+        // After a panic it may be polled again: it has failed, and that once.
+        let watch = this.watch.as_mut().filter(|(call, _)| !call.is_over());
+        let Some((call, classifier)) = watch else {
             return this.body.poll_frame(cx).map_err(Into::into);
         };
         let body = this.body.as_mut();
