@@ -474,6 +474,45 @@ async fn a_service_that_is_slower_than_a_short_lease_is_found_to_be_well() {
     assert_eq!(handle.state(), State::Closed);
 }
 
+// promise: BR-13
+#[tokio::test(start_paused = true)]
+async fn a_thousand_calls_from_before_it_opened_leave_half_open_as_it_is() {
+    for todo in [|| Fail, || Succeed, || Break] {
+        for window in [
+            layer(),
+            layer().count_window(count(100)),
+            layer().consecutive_only(count(5)),
+        ] {
+            let log = Log::default();
+            let layer = window.on_event(log.sink());
+            let (handle, backend) = (layer.handle(), Backend::default());
+            let service = over(&layer, &backend);
+            let stragglers: Vec<_> = (0..1_000)
+                .map(|_| tokio::spawn(service.clone().oneshot(after(secs(61), todo()))))
+                .collect();
+            while backend.calls() < 1_000 {
+                tokio::task::yield_now().await;
+            }
+            half_open(&service).await;
+            assert!(call(&service, Succeed).await.is_some());
+            let before = handle.snapshot();
+            log.clear();
+            advance(secs(2)).await;
+            for straggler in stragglers {
+                let _ = straggler.await.unwrap();
+            }
+            assert_eq!(log.calls().len(), 1_000);
+            let after = handle.snapshot();
+            assert_eq!((after.state, after.probes_succeeded), (State::HalfOpen, 1));
+            assert_eq!((after.calls, after.failures), (0, 0));
+            assert_eq!(after.transitions, before.transitions);
+            assert!(log.calls().iter().all(|(.., counted)| !counted));
+            calls(&service, 2, || Succeed).await;
+            assert_eq!(handle.state(), State::Closed);
+        }
+    }
+}
+
 // promise: BR-14
 #[tokio::test(start_paused = true)]
 async fn it_closes_after_three_probes_that_are_farther_apart_than_its_window() {
@@ -658,6 +697,44 @@ fn twenty_calls_are_in_a_slow_sink_at_the_same_time() {
         }
     });
     assert_eq!(layer.handle().snapshot().transitions, 1);
+}
+
+// promise: BR-18
+#[test]
+fn a_sink_may_look_at_the_breaker_and_force_it_and_make_a_call() {
+    type Slot = std::sync::OnceLock<(
+        buttress_breaker::Handle,
+        buttress_breaker::Breaker<Backend, Judge>,
+    )>;
+    let slot = Arc::new(Slot::new());
+    let sink = {
+        let slot = slot.clone();
+        // Whatever it hears of: it would wait for ever if the breaker's lock was held.
+        move |event: &Event| {
+            let Some((handle, service)) = slot.get() else {
+                return;
+            };
+            let _ = handle.snapshot();
+            if let Event::Transition {
+                to: State::Open, ..
+            } = event
+            {
+                handle.force_closed();
+                let mut call = Box::pin(service.clone().call(Fail));
+                let done = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                assert!(done.is_ready());
+            }
+        }
+    };
+    let layer = layer().consecutive_only(count(1)).on_event(sink);
+    let (handle, backend) = (layer.handle(), Backend::default());
+    let service = over(&layer, &backend);
+    assert!(slot.set((handle.clone(), service.clone())).is_ok());
+    let mut call = Box::pin(service.clone().call(Fail));
+    let done = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(done.is_ready());
+    assert_eq!(handle.state(), State::ForcedClosed);
+    assert_eq!(backend.calls(), 2);
 }
 
 // promise: BR-18
@@ -981,6 +1058,79 @@ async fn a_forced_key_is_kept_and_an_idle_one_is_not() {
     }
     assert_eq!(handles.get("/closed").unwrap().state(), State::ForcedClosed);
     assert!(is_refused(&service, at("/open")).await.is_some());
+}
+
+/// A request that fails, where there is a breaker for each path.
+fn at(path: &str) -> Request<Do> {
+    let uri = format!("http://bad.example{path}");
+    Request::get(uri).body(Succeed).unwrap()
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_asked_for_now_and_then_is_not_idle() {
+    let layer =
+        BreakerLayer::http().by_key(|request: &Request<Do>| request.uri().path().to_owned());
+    let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+    for round in 0..5 {
+        assert!(is_refused(&service, at("/used")).await.is_none());
+        advance(secs(200)).await;
+        // A new key is when others are forgotten.
+        assert!(
+            is_refused(&service, at(&format!("/{round}")))
+                .await
+                .is_none()
+        );
+    }
+    // Its failures are in a row, however far apart.
+    let used = layer.handles().get("/used").unwrap();
+    assert_eq!(used.snapshot().cause, Cause::InARow { failures: 5 });
+    assert_eq!(
+        layer.handles().all().len(),
+        3,
+        "it, and those of 200 and 0 s ago"
+    );
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn a_new_key_takes_the_place_of_the_one_that_was_not_used_for_longest() {
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+        .max_keys(4.try_into().unwrap());
+    let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+    for path in ["/a", "/b", "/c", "/d", "/a", "/c", "/e"] {
+        assert!(is_refused(&service, at(path)).await.is_none());
+        advance(secs(1)).await;
+    }
+    let handles = layer.handles();
+    assert!(handles.get("/b").is_none());
+    for path in ["/a", "/c", "/d", "/e"] {
+        assert!(handles.get(path).is_some(), "{path}");
+    }
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn an_idle_key_makes_room_wherever_it_is() {
+    for idle in 0..20 {
+        let log = Log::default();
+        let layer = BreakerLayer::http()
+            .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+            .consecutive_only(count(1))
+            .max_keys(20.try_into().unwrap())
+            .on_event(log.sink());
+        let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+        for round in ["new", "used"] {
+            for key in (0..20).filter(|key| round == "new" || *key != idle) {
+                is_refused(&service, at(&format!("/{key}"))).await;
+            }
+            advance(secs(200)).await;
+        }
+        assert!(is_refused(&service, at("/another")).await.is_none());
+        assert_eq!(log.untracked(), 0, "key {idle} was not asked for in 400 s");
+        assert!(layer.handles().get(&format!("/{idle}")).is_none());
+    }
 }
 
 // promise: BR-25
