@@ -593,6 +593,28 @@ async fn a_server_s_hint_is_the_open_time() {
     }
 }
 
+// promise: BR-16
+#[tokio::test(start_paused = true)]
+async fn a_server_s_pushback_is_the_open_time_too() {
+    for (pushback, least, most) in [("40000", 40, 44), ("0", 0, 0), ("-1", 2, 5), ("x", 2, 5)] {
+        let layer = BreakerLayer::grpc().consecutive_only(count(1));
+        let service = layer.layer(service_fn(async |()| {
+            let response = Response::builder()
+                .header("grpc-status", "14")
+                .header("grpc-retry-pushback-ms", pushback);
+            Ok::<_, BoxError>(
+                response
+                    .body(http_body_util::Empty::<bytes::Bytes>::new())
+                    .unwrap(),
+            )
+        }));
+        service.oneshot(()).await.unwrap();
+        let open_for = layer.handle().snapshot().open_for.unwrap();
+        let expected = secs(least)..=secs(most);
+        assert!(expected.contains(&open_for), "{pushback}: {open_for:?}");
+    }
+}
+
 // promise: BR-17
 #[tokio::test(start_paused = true)]
 async fn after_closing_it_takes_its_load_on_step_by_step() {
@@ -1108,6 +1130,43 @@ async fn a_new_key_takes_the_place_of_the_one_that_was_not_used_for_longest() {
     for path in ["/a", "/c", "/d", "/e"] {
         assert!(handles.get(path).is_some(), "{path}");
     }
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn requests_without_an_authority_share_a_breaker() {
+    let layer = BreakerLayer::http().by_authority();
+    let service = layer.layer(service_fn(async |_: Request<Do>| {
+        let answer = Response::builder().status(503).body(());
+        Ok::<_, BoxError>(answer.unwrap())
+    }));
+    let to = |host: Option<&[u8]>| {
+        let mut request = Request::get("/").body(Succeed).unwrap();
+        if let Some(host) = host {
+            let host = http::HeaderValue::from_bytes(host).unwrap();
+            request.headers_mut().insert("host", host);
+        }
+        request
+    };
+    // What no host can be called is none.
+    for host in [
+        None,
+        Some(&b""[..]),
+        Some(b"a b"),
+        Some(b"\xff"),
+        Some(b"a,b/c"),
+    ] {
+        assert!(is_refused(&service, to(host)).await.is_none());
+    }
+    assert!(is_refused(&service, to(None)).await.is_some());
+    assert!(
+        is_refused(&service, to(Some(b"pay.example")))
+            .await
+            .is_none()
+    );
+    let handles = layer.handles();
+    assert_eq!(handles.get("").unwrap().state(), State::Open);
+    assert_eq!(handles.all().len(), 2);
 }
 
 // promise: BR-24
