@@ -787,8 +787,9 @@ mod tests {
     fn a_step_that_ends_as_the_breaker_opens_is_not_told() {
         let mut story = Story::new(Rules::default());
         story.recover();
+        story.happened = Happened::default();
         story.judge(BAD);
-        assert_eq!(story.happened.percent, Some(10));
+        assert_eq!(story.happened.percent, Some(10), "it is told again");
         story.wait(Duration::from_millis(1_250));
         story.happened = Happened::default();
         story.judge(BAD);

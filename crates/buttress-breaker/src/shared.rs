@@ -556,6 +556,24 @@ mod tests {
     }
 
     // promise: BR-19
+    #[tokio::test(start_paused = true)]
+    async fn a_half_open_breaker_without_a_slot_takes_no_lock_to_refuse() {
+        let shared = Shared::new(Settings::default().into(), None);
+        for _ in 0..5 {
+            let permit = shared.admit().unwrap();
+            assert!(shared.failed(permit, false, None));
+        }
+        for _ in 0..3 {
+            // The open time is over, or the lease of the probe before.
+            tokio::time::advance(Duration::from_secs(10)).await;
+            assert_ne!(shared.admit().unwrap().probe, 0);
+            let _locked = lock(&shared.locked);
+            let refusal = shared.admit().unwrap_err();
+            assert_eq!(refusal.retry_after, None);
+        }
+    }
+
+    // promise: BR-19
     #[test]
     fn nobody_is_told_to_come_back_at_the_end_of_time() {
         let shared = Shared::new(Settings::default().into(), None);

@@ -458,6 +458,25 @@ async fn a_forgotten_probe_frees_its_slot_at_its_lease() {
     assert_eq!(handle.state(), State::Closed);
 }
 
+// promises: BR-12, BR-26
+#[tokio::test(start_paused = true)]
+async fn every_lease_that_expires_is_told() {
+    let log = Log::default();
+    let layer = layer()
+        .probes_in_flight(count(3), count(3))
+        .on_event(log.sink());
+    let mut service = over(&layer, &Backend::default());
+    half_open(&service).await;
+    for _ in 0..3 {
+        std::mem::forget(service.ready().await.unwrap().call(Succeed));
+    }
+    assert_eq!(call(&service, Succeed).await, None);
+    advance(secs(10)).await;
+    assert!(call(&service, Succeed).await.is_some());
+    let expired = vec![ProbeResult::LeaseExpired; 3];
+    assert_eq!(log.probes(), [expired, vec![ProbeResult::Ok]].concat());
+}
+
 // promise: BR-12
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_slower_than_a_short_lease_is_found_to_be_well() {
@@ -1167,6 +1186,24 @@ async fn requests_without_an_authority_share_a_breaker() {
     let handles = layer.handles();
     assert_eq!(handles.get("").unwrap().state(), State::Open);
     assert_eq!(handles.all().len(), 2);
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn an_open_key_is_kept_until_its_open_time_is_over_however_idle() {
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+        .consecutive_only(count(1))
+        .open_time(secs(10_000), secs(10_000));
+    let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+    assert!(is_refused(&service, at("/open")).await.is_none());
+    for (wait, is_kept) in [(301, true), (4_000, true), (10_000, false)] {
+        advance(secs(wait)).await;
+        for key in 0..20 {
+            is_refused(&service, at(&format!("/{wait}/{key}"))).await;
+        }
+        assert_eq!(layer.handles().get("/open").is_some(), is_kept);
+    }
 }
 
 // promise: BR-24

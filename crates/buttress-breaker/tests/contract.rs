@@ -338,6 +338,27 @@ async fn one_who_was_woken_for_a_slot_that_another_took_is_woken_again() {
     assert_eq!(woken(&waiters), [0]);
 }
 
+// promises: BR-12, BR-20
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_probe_that_is_forgotten_are_there_at_the_end_of_its_lease() {
+    let (layer, service) = waiting(&Backend::default());
+    advance(open(&service).await).await;
+    let mut holder = service.clone();
+    holder.ready().await.unwrap();
+    std::mem::forget(holder);
+    let mut waiters = waiters(&service, 3);
+    advance(secs(10) - millis(2)).await;
+    assert_eq!(woken(&waiters), [] as [usize; 0]);
+    advance(millis(3)).await;
+    assert_eq!(woken(&waiters), [0, 1, 2]);
+    assert!(waiters[2].poll().is_ready());
+    assert_eq!(
+        layer.handle().snapshot().probes_in_flight,
+        0,
+        "it was dropped at once"
+    );
+}
+
 // promise: BR-20
 #[tokio::test(start_paused = true)]
 async fn one_who_waits_for_a_release_keeps_no_timer() {
