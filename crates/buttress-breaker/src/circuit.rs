@@ -863,6 +863,32 @@ mod tests {
 
     // promise: BR-22
     #[test]
+    fn a_reset_forgets_that_a_probe_was_slow() {
+        let mut story = Story::new(Rules {
+            slow: Some((Duration::ZERO, crate::settings::Share::new(0.3))),
+            ..Rules::default()
+        });
+        story.judge(BAD);
+        story.sit_out();
+        let slow = story.admit().unwrap();
+        let Story {
+            circuit,
+            rules,
+            now,
+            rng,
+            happened,
+        } = &mut story;
+        assert!(circuit.probe_succeeded(*now, rules, slow, true, rng, happened));
+        circuit.reset();
+        for _ in 0..3 {
+            let permit = story.admit().unwrap();
+            assert!(story.succeed(permit));
+        }
+        assert_eq!(story.circuit.state(), State::Closed);
+    }
+
+    // promise: BR-22
+    #[test]
     fn a_forced_state_is_left_by_release_alone() {
         for open in [true, false] {
             let mut story = Story::new(Rules::default());
