@@ -653,6 +653,19 @@ mod tests {
 
     // promise: BR-17
     #[test]
+    fn a_step_that_is_gone_back_to_takes_its_full_time() {
+        let mut story = Story::new(Rules::default());
+        story.recover();
+        story.wait(Duration::from_millis(1_250 + 600));
+        story.judge(BAD);
+        story.wait(Duration::from_millis(1_249));
+        assert_eq!(story.share(), 1_000);
+        story.wait(Duration::from_millis(1));
+        assert_eq!(story.share(), 2_500);
+    }
+
+    // promise: BR-17
+    #[test]
     fn a_ramp_that_was_slept_through_is_over() {
         let mut story = Story::new(Rules::default());
         story.recover();
