@@ -494,6 +494,29 @@ mod tests {
 
     // promise: BR-3
     #[test]
+    fn failures_are_in_a_row_across_a_count_that_is_full() {
+        let (window, mut faults) = (calls(10), Faults::default());
+        let Window::Calls(Apart(counter), _) = &window else {
+            unreachable!();
+        };
+        counter.set(1, Counter::MOST - 2);
+        for row in 1..=4 {
+            assert_eq!(window.record(&mut faults, 1, at(0), BAD).in_a_row, row);
+        }
+    }
+
+    // promise: BR-3
+    #[test]
+    fn a_success_that_is_told_too_late_takes_nothing_from_the_window() {
+        let (window, mut faults) = (time(1_000), Faults::default());
+        assert_eq!(window.succeed(1, Some(at(1_000))), Counted::Yes);
+        // A whole window before, by a clock that was read before.
+        assert_eq!(window.succeed(1, Some(at(0))), Counted::Stale);
+        assert_eq!(window.figures(&mut faults, 1, at(1_000)).calls, 1);
+    }
+
+    // promise: BR-3
+    #[test]
     fn a_bucket_that_is_full_counts_on_under_the_lock() {
         let (window, mut faults) = (time(10), Faults::default());
         let Window::Time(Apart(buckets)) = &window else {
