@@ -900,6 +900,31 @@ mod tests {
         assert_eq!(story.circuit.state(), State::Closed);
     }
 
+    // promise: BR-13
+    #[test]
+    fn a_slot_of_another_half_open_era_is_none() {
+        let mut story = Story::new(Rules::default());
+        story.judge(BAD);
+        story.sit_out();
+        let old = story.admit().unwrap();
+        story.circuit.force(story.now, true, &mut story.happened);
+        story
+            .circuit
+            .release(story.now, &story.rules, &mut story.happened);
+        story.wait(Duration::from_mins(1));
+        story.judge(BAD);
+        story.sit_out();
+        let new = story.admit().unwrap();
+        assert_eq!(old.probe, new.probe);
+        for (permit, is_one) in [(old, false), (new, true)] {
+            let has = story
+                .circuit
+                .has_probe(story.now, permit, &mut story.happened);
+            assert_eq!(has, is_one);
+        }
+        assert!(!story.fail(old));
+    }
+
     // promise: BR-22
     #[test]
     fn a_forced_state_is_left_by_release_alone() {

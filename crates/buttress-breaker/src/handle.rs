@@ -125,7 +125,8 @@ impl Handles {
         Self { breakers }
     }
 
-    /// The breaker of a key, by what its `Display` says: for an authority that is `host:port` in lower case. There is none
+    /// The breaker of a key, by the first 256 bytes of what its `Display` says: for an authority that is `host:port` in
+    /// lower case. There is none
     /// before its first call, and none after it has been idle for long: it is then forgotten, and a handle that was taken
     /// before is not the one of the next.
     #[must_use]

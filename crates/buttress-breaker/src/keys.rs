@@ -16,6 +16,9 @@ use http::Request;
 
 use crate::{settings::Settings, shared::Shared};
 
+/// The bytes of a key that are shown.
+const LONGEST_TEXT: usize = 256;
+
 pub(crate) mod sealed {
     pub trait Sealed {
         /// Is there one breaker for all?
@@ -138,10 +141,10 @@ impl Breakers {
         drop(keyed);
 
         // It may be the user's code that writes the key out, and it takes its time: it has no lock.
-        let shared = Arc::new(Shared::new(
-            self.settings.clone(),
-            Some(key.to_string().into()),
-        ));
+        let mut text = key.to_string();
+        // Whoever makes up keys makes them as long as he likes.
+        text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+        let shared = Arc::new(Shared::new(self.settings.clone(), Some(text.into())));
         let idle = self.settings.idle;
         let entry = Entry { shared, used: now };
         let mut keyed = lock(&self.keyed);

@@ -304,11 +304,7 @@ impl Shared {
     }
 
     pub(crate) fn reset(&self) {
-        self.step(|shared, locked, _, _| {
-            locked.circuit.reset();
-            let generation = locked.circuit.generation;
-            shared.window.begin(&mut locked.faults, generation);
-        });
+        self.step(|_, locked, _, _| locked.circuit.reset());
     }
 
     /// Looks at the circuit, and at what its window holds.

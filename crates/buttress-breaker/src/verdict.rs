@@ -1,6 +1,6 @@
 //! What says something of the server's health, and what does not.
 
-use buttress_core::{BoxError, Classify, Kind, Verdict, classify};
+use buttress_core::{BoxError, Classify, Hint, Kind, Verdict, classify, hint};
 use http::{HeaderName, Response};
 
 static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -9,6 +9,8 @@ static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 ///
 /// A 4xx says that the server is well enough to refuse, and is ignored, and so are 429, 501 and 505. So is a response
 /// that was not made by the handler but comes from the memory of an idempotency layer (`Idempotency-Replayed`).
+///
+/// The hint is that of [`hint::retry_after`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Http;
 
@@ -17,6 +19,11 @@ impl<B> Classify<Response<B>> for Http {
         let verdict = classify::Http.classify(result);
         let Ok(response) = result else {
             return verdict;
+        };
+        // A quota that is used up, or is not, says nothing of how long a failing server will take.
+        let verdict = match verdict.hint {
+            Hint::None => verdict,
+            _ => verdict.with_hint(hint::retry_after(response.headers())),
         };
         let client = response.status().is_client_error() && verdict.kind == Kind::Transient;
         // Cheaper than a lookup, as a response has few headers.

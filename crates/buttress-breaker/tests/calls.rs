@@ -16,7 +16,7 @@ use std::{
 
 use allocation_counter::measure;
 use buttress_breaker::{BreakerLayer, Cause, Event, Outcome, ProbeResult, Reason, State};
-use buttress_core::{Applied, BoxError, Classify, Kind, Rejected, Verdict};
+use buttress_core::{Applied, BoxError, Classify, Hint, Kind, Rejected, Verdict};
 use http::{Request, Response};
 use support::*;
 use tokio::time::{advance, timeout};
@@ -631,6 +631,26 @@ async fn a_server_s_pushback_is_the_open_time_too() {
         let open_for = layer.handle().snapshot().open_for.unwrap();
         let expected = secs(least)..=secs(most);
         assert!(expected.contains(&open_for), "{pushback}: {open_for:?}");
+    }
+}
+
+// promise: BR-16
+#[test]
+fn a_quota_s_reset_is_no_hint_for_a_breaker() {
+    for (name, value, hint) in [
+        ("retry-after", "7", Hint::After(secs(7))),
+        ("retry-after-ms", "70", Hint::After(millis(70))),
+        ("x-ratelimit-reset", "0", Hint::None),
+        ("ratelimit", "\"day\";r=0;t=3600", Hint::None),
+        ("x-should-retry", "false", Hint::None),
+    ] {
+        let response = Response::builder().status(500).header(name, value);
+        let verdict = buttress_breaker::Http.classify(Ok(&response.body(()).unwrap()));
+        assert_eq!(
+            (verdict.kind, verdict.hint),
+            (Kind::Transient, hint),
+            "{name}"
+        );
     }
 }
 

@@ -97,11 +97,11 @@ impl<B> Classify<Response<B>> for Grpc {
             (None, StatusCode::OK) => Verdict::SUCCESS,
             (None, status) => {
                 let kind = match status {
-                    StatusCode::TOO_MANY_REQUESTS
-                    | StatusCode::BAD_GATEWAY
-                    | StatusCode::SERVICE_UNAVAILABLE
-                    | StatusCode::GATEWAY_TIMEOUT => Kind::Transient,
-                    _ => Kind::Permanent,
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+                        Kind::Permanent
+                    }
+                    // `UNAVAILABLE`, `INTERNAL` or `UNKNOWN`.
+                    _ => Kind::Transient,
                 };
                 Verdict::new(kind, Applied::Maybe).with_hint(hint::grpc(response.headers()))
             }
@@ -265,7 +265,12 @@ mod tests {
         assert_eq!((told.kind, told.applied), (Kind::Throttled, Applied::No));
         assert_eq!(told.hint, Hint::Pushback(Duration::from_millis(20)));
         for (status, kind) in [
+            (302, Kind::Transient),
+            (400, Kind::Transient),
+            (401, Kind::Permanent),
+            (403, Kind::Permanent),
             (429, Kind::Transient),
+            (500, Kind::Transient),
             (503, Kind::Transient),
             (404, Kind::Permanent),
         ] {

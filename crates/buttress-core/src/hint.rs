@@ -25,10 +25,24 @@ pub fn http(headers: &HeaderMap) -> Hint {
     if text(headers, "x-should-retry").is_some_and(|value| value.eq_ignore_ascii_case("false")) {
         return Hint::Never;
     }
-    let dialects = [retry_after_ms, retry_after, rate_limit, rate_limit_reset];
+    let dialects = [
+        retry_after_ms,
+        retry_after_date,
+        rate_limit,
+        rate_limit_reset,
+    ];
     dialects
         .iter()
         .find_map(|dialect| dialect(headers))
+        .map_or(Hint::None, Hint::After)
+}
+
+/// What an HTTP response asks for with `retry-after-ms` or `Retry-After`, and nothing else: the other dialects speak of
+/// this caller's quota, and not of the server's health.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Hint {
+    retry_after_ms(headers)
+        .or_else(|| retry_after_date(headers))
         .map_or(Hint::None, Hint::After)
 }
 
@@ -52,7 +66,7 @@ fn retry_after_ms(headers: &HeaderMap) -> Option<Duration> {
         .map(Duration::from_millis)
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn retry_after_date(headers: &HeaderMap) -> Option<Duration> {
     let value = text(headers, "retry-after")?;
     match digits(value) {
         Some(seconds) => Some(Duration::from_secs(seconds)),
