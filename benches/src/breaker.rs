@@ -6,7 +6,7 @@ mod peers;
 
 use tower_service::Service;
 
-use self::floor::Gated;
+use self::floor::{Gated, Shut};
 use crate::harness::{Goal, Group, Kind, Row};
 use crate::target::{
     Answer, Client, NUMBER, Refusing, Request, Target, filled, refused, row, shared,
@@ -254,6 +254,7 @@ fn open_numbers() -> Group {
     let ours = |target| ours::open(target);
     let rows = vec![
         refused("bare", Kind::Bare, |_| Refusing, number),
+        refused("floor", Kind::Floor, |_| Shut::new(), number),
         refused("buttress", Kind::Ours, ours, number),
         refused(
             "failsafe (no layer)",
@@ -284,6 +285,7 @@ fn open_numbers() -> Group {
 fn open_http() -> Group {
     let rows = vec![
         refused("bare", Kind::Bare, |_| Refusing, get()),
+        refused("floor", Kind::Floor, |_| Shut::new(), get()),
         refused("buttress", Kind::Ours, ours::open_http, get()),
         refused(
             "failsafe (no layer)",

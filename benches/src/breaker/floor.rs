@@ -1,11 +1,16 @@
 //! The least that a breaker can cost: one look at whether it is open, and one count in shared memory.
 
+use std::error::Error;
+use std::fmt;
+use std::future::{Ready, ready};
 use std::hint::black_box;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use buttress::clock::Instant;
 use buttress::{BoxError, clock};
 use pin_project::pin_project;
 use tower_service::Service;
@@ -84,7 +89,7 @@ where
         let CountingProj::Called { shared, future } = self.project() else {
             return Poll::Ready(Err("open".into()));
         };
-        let output = ready!(future.poll(cx));
+        let output = std::task::ready!(future.poll(cx));
         if TIMED {
             black_box(clock::now());
         }
@@ -92,3 +97,40 @@ where
         Poll::Ready(output.map_err(Into::into))
     }
 }
+
+/// Refuses every call for a year, with an error that says for how much longer: one look at the clock, and one box.
+#[derive(Clone, Debug)]
+pub(crate) struct Shut(Instant);
+
+impl Shut {
+    pub(crate) fn new() -> Self {
+        Self(clock::now() + Duration::from_hours(24 * 365))
+    }
+}
+
+impl<R> Service<R> for Shut {
+    type Response = u64;
+    type Error = BoxError;
+    type Future = Ready<Result<u64, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: R) -> Self::Future {
+        let left = self.0.saturating_duration_since(clock::now());
+        ready(Err(Box::new(Left(left))))
+    }
+}
+
+/// The error: the time that is left.
+#[derive(Debug)]
+struct Left(Duration);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shut for {:?}", self.0)
+    }
+}
+
+impl Error for Left {}
