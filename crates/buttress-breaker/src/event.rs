@@ -295,6 +295,11 @@ impl Why {
         }
     }
 
+    /// Is it the state that is open for a time?
+    pub(crate) const fn is_open(bits: u64) -> bool {
+        bits >> 60 == State::Open as u64
+    }
+
     /// Writes a packed reason out.
     pub(crate) fn describe(bits: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { state, cause } = Self::unpack(bits);

@@ -104,6 +104,14 @@ impl<S, C, K, T> Breaker<S, C, K, T> {
         T: Clone,
     {
         let (classifier, track) = (self.classifier.clone(), self.track.clone());
+        // The short way of an open one.
+        if K::ONE
+            && self.gate.is_none()
+            && let Some(refusal) = self.one.refuse()
+            && let Some(refused) = self.one.refused(refusal)
+        {
+            return ResponseFuture::refused(refused, classifier, track);
+        }
         let reserved = self.gate.as_mut().and_then(|gate| gate.take());
         let pick = match reserved {
             Some(_) => Pick::One,

@@ -72,7 +72,7 @@ impl Refusal {
     /// When to come back is only known of a breaker that is open and was not forced to be.
     fn new(why: u64, until: Instant, now: Instant) -> Self {
         // While it is being forced open, the end of time may stand beside the reason that was there before.
-        let timed = Why::unpack(why).state == State::Open && until < Instant::MAX;
+        let timed = Why::is_open(why) && until < Instant::MAX;
         Self {
             why,
             retry_after: timed.then(|| until.saturating_duration_since(now)),
@@ -128,13 +128,20 @@ impl Shared {
                 generation: word >> 2,
                 probe: 0,
             }),
-            REFUSE => self.refuse(clock::now()).map_or_else(|| self.ask(), Err),
+            REFUSE => self.refusal(clock::now()).map_or_else(|| self.ask(), Err),
             _ => self.ask(),
         }
     }
 
+    /// Refuses a call if the breaker is open.
+    pub(crate) fn refuse(&self) -> Option<Refusal> {
+        let word = self.hot.0.word.load(Ordering::Acquire);
+        let open = word & MODE == REFUSE && !self.settings.shadow;
+        open.then(|| self.refusal(clock::now())).flatten()
+    }
+
     /// The refusal, if there is one without the lock. The word has been read before.
-    fn refuse(&self, now: Instant) -> Option<Refusal> {
+    fn refusal(&self, now: Instant) -> Option<Refusal> {
         // Acquire: the reason is as new as the moment, or newer. Otherwise they are ordered by the word.
         let until = Instant::from_bits(self.hot.0.until.load(Ordering::Acquire));
         (now < until).then(|| {
@@ -339,7 +346,7 @@ impl Shared {
             self.published().state,
             State::ForcedOpen | State::ForcedClosed
         );
-        forced || refuses && self.refuse(now).is_some()
+        forced || refuses && self.refusal(now).is_some()
     }
 
     fn published(&self) -> Why {
@@ -389,7 +396,7 @@ impl Shared {
             return;
         }
         why.store(circuit.why().pack(), Ordering::Relaxed);
-        // Release: it pairs with the load in `refuse`.
+        // Release: it pairs with the load in `refusal`.
         until.store(end.to_bits(), Ordering::Release);
         // Release: it pairs with the load in `admit`.
         word.store(new, Ordering::Release);

@@ -958,7 +958,7 @@ async fn a_refusal_is_not_retried_costs_nothing_and_takes_no_time() {
     assert_eq!(
         (got, took),
         (
-            Got::Error("refused by breaker: open; try again after 7s".into()),
+            Got::Error("refused by breaker: open; try again after 7.0s".into()),
             0
         )
     );
