@@ -338,7 +338,7 @@ async fn who_keeps_a_place_and_does_not_come_is_in_the_way_no_longer_than_a_leas
     let begun = clock::now();
     let call = tokio::spawn(service.oneshot(request("/")?));
     probe.await??;
-    within(call).await??;
+    call.await??;
     let passed = clock::now().saturating_duration_since(begun);
     assert!(passed <= Duration::from_millis(10_020), "{passed:?}");
     Ok(())
