@@ -6,6 +6,7 @@
 //! | feature | layer |
 //! |---|---|
 //! | `breaker` | [`breaker::BreakerLayer`]: stops calling what fails, and finds out with a few calls when it is well again |
+//! | `rate-limit` | [`rate_limit::RateLimitLayer`]: keeps to a rate, by waiting in order or by refusing |
 //! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
 //!
 //! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
@@ -17,6 +18,8 @@ pub use buttress_core::{
 
 #[cfg(feature = "breaker")]
 pub use buttress_breaker as breaker;
+#[cfg(feature = "rate-limit")]
+pub use buttress_rate_limit as rate_limit;
 #[cfg(feature = "retry")]
 pub use buttress_retry as retry;
 

@@ -1,0 +1,57 @@
+//! What the layer does, for those who watch it.
+
+use std::time::Duration;
+
+/// Something that happened to a call. See the [crate docs](crate) for an example.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A call was let through.
+    #[non_exhaustive]
+    Admitted {
+        /// How long it had to wait.
+        waited: Duration,
+        /// The tokens that it took.
+        cost: u64,
+    },
+    /// A call was refused; in shadow mode, it would have been.
+    #[non_exhaustive]
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// Which of the layer's quotas it was, from 0.
+        quota: usize,
+        /// The tokens that it asked for.
+        cost: u64,
+        /// When it would be let through, if ever.
+        retry_after: Option<Duration>,
+        /// Is this shadow mode? Then the call was let through.
+        shadow: bool,
+    },
+    /// In shadow mode a call was let through that would have had to wait.
+    #[non_exhaustive]
+    WouldWait {
+        /// How long.
+        wait: Duration,
+        /// The tokens that it took.
+        cost: u64,
+    },
+    /// A call was dropped while it waited, or before it was made.
+    #[non_exhaustive]
+    Cancelled {
+        /// How long it had waited.
+        waited: Duration,
+        /// The tokens that it has given back.
+        cost: u64,
+    },
+}
+
+/// Why a call is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// There are no tokens, and to wait for them would take longer than it may.
+    Exceeded,
+    /// It costs more than a full bucket holds: it would be refused whenever it came.
+    TooLarge,
+}

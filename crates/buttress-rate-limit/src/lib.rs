@@ -1,0 +1,103 @@
+//! Keep to a rate: pace a client, in order, or refuse what comes too early.
+//!
+//! # Example
+//!
+//! A client that keeps below a server's limit of 50 requests a second and 10,000 an hour:
+//!
+//! ```
+//! use std::num::NonZeroU32;
+//!
+//! use buttress_rate_limit::{Quota, RateLimitLayer};
+//! use http::{Request, Response};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! const A_SECOND: Quota = Quota::per_second(NonZeroU32::new(50).unwrap());
+//! const AN_HOUR: Quota = Quota::per_hour(NonZeroU32::new(10_000).unwrap());
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), buttress_core::BoxError> {
+//! # let http_client = service_fn(async |_: Request<String>| {
+//! #     Ok::<_, std::io::Error>(Response::new(String::new()))
+//! # });
+//! let limit = RateLimitLayer::http(A_SECOND).and(AN_HOUR).name("exchange");
+//! let operator = limit.handle();
+//! let client = ServiceBuilder::new().layer(limit).service(http_client);
+//!
+//! let request = Request::get("http://exchange.example/rates").body(String::new())?;
+//! assert_eq!(client.oneshot(request).await?.status(), 200);
+//! println!("{} left, {} waiting", operator.remaining(), operator.waiters());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where calls do not cost the same, with what they turn out to have cost put right afterwards:
+//!
+//! ```
+//! use std::num::NonZeroU32;
+//!
+//! use buttress_rate_limit::{Quota, RateLimitLayer};
+//!
+//! let tokens = Quota::per_minute(NonZeroU32::new(90_000).unwrap())
+//!     .burst(NonZeroU32::new(30_000).unwrap());
+//! let layer = RateLimitLayer::new(tokens).cost(|prompt: &String| prompt.len() as u64);
+//! let ledger = layer.handle();
+//! // The prompt was estimated at 1,000 tokens, and has taken 1,600.
+//! ledger.settle(1_000, 1_600);
+//! # tower::Layer::layer(&layer, ());
+//! ```
+//!
+//! # Defaults
+//!
+//! | knob | default | from |
+//! |---|---|---|
+//! | [`max_wait`](RateLimitLayer::max_wait) | 500 ms, or until the [`Deadline`](buttress_core::Deadline) of an HTTP request; decided when the call comes | Sentinel |
+//! | [`burst`](Quota::burst) | as many as come in 100 ms, or in a second where calls are refused; one at least | |
+//! | [`cost`](RateLimitLayer::cost) | one token | |
+//! | [`refuse`](RateLimitLayer::refuse), [`shadow`](RateLimitLayer::shadow) | off | |
+//! | quotas | one; [`and`](RateLimitLayer::and) adds more | |
+//!
+//! The algorithm is GCRA (ITU-T I.371), a bucket of tokens as one moment, in whole numbers: the time of a token is kept as a
+//! fraction.
+//!
+//! # State
+//!
+//! The limiter belongs to the layer: all services that it makes share it, with their clones and with the clones of the layer.
+//! For a limiter of its own build another layer. Every setter makes a new one: set first, then clone and take handles.
+//!
+//! # Errors
+//!
+//! A refusal is a [`Rejected`](buttress_core::Rejected) in a box. It says when to come back, unless the call asks for more
+//! than a burst holds: then it would be refused whenever it came. Errors of the service below pass as they are.
+//!
+//! # Cancellation
+//!
+//! A call may be dropped at any time. While it waits, those behind it move up at once; its tokens are given back until the
+//! call is made. A call that waits needs a tokio runtime with its timer.
+//!
+//! # Order in a stack
+//!
+//! Below retries and a breaker, so that every attempt is paced and none waits that would be refused. A timeout above limits
+//! the wait too, but cannot know beforehand that it would be too long: a deadline can.
+//!
+//! # Promises
+//!
+//! What it promises in detail, with a number for each, is in [`promises`].
+
+mod bucket;
+mod event;
+pub mod future;
+mod gcra;
+mod handle;
+mod layer;
+mod limiter;
+mod line;
+#[doc = include_str!("../PROMISES.md")]
+pub mod promises {}
+mod quota;
+mod service;
+
+pub use event::{Event, Reason};
+pub use handle::Handle;
+pub use layer::{Cost, Due, HttpDeadline, NoDeadline, OneToken, RateLimitLayer};
+pub use quota::Quota;
+pub use service::RateLimit;

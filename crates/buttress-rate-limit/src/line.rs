@@ -1,0 +1,110 @@
+//! Those who wait for tokens, in the order they came. Plain data, but for the wakers.
+
+use std::{collections::VecDeque, mem, task::Waker};
+
+use crate::bucket::{Buckets, after};
+
+/// Nobody is let through before all who came earlier.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    waiting: VecDeque<Waiter>,
+    /// What they all wait for.
+    cost: u64,
+    last_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    ticket: u64,
+    cost: u64,
+    waker: Waker,
+    /// When its turn will come, if nobody before it goes away.
+    due: u64,
+    /// Has it been polled? Then it looks again by itself when it is due.
+    polled: bool,
+}
+
+impl Line {
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What those who wait are waiting for.
+    pub(crate) fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// Joins the end of the line.
+    pub(crate) fn join(&mut self, cost: u64, due: u64) -> u64 {
+        self.last_ticket += 1;
+        self.cost = self.cost.saturating_add(cost);
+        self.waiting.push_back(Waiter {
+            ticket: self.last_ticket,
+            cost,
+            waker: Waker::noop().clone(),
+            due,
+            polled: false,
+        });
+        self.last_ticket
+    }
+
+    /// Leaves the line before one's turn. Returns the waker, or nothing if one's turn has come.
+    pub(crate) fn leave(&mut self, ticket: u64) -> Option<Waker> {
+        let place = self.place(ticket)?;
+        let left = self.waiting.remove(place)?;
+        self.cost -= left.cost;
+        Some(left.waker)
+    }
+
+    /// When the turn of a ticket's holder will come; nothing if it has. He looks again then by himself, and is woken by
+    /// `waker` if it is earlier. The waker from before is put in its place.
+    pub(crate) fn wait(&mut self, ticket: u64, waker: &mut Waker) -> Option<u64> {
+        let place = self.place(ticket)?;
+        let waiter = &mut self.waiting[place];
+        waiter.polled = true;
+        mem::swap(&mut waiter.waker, waker);
+        Some(waiter.due)
+    }
+
+    /// Lets those through whose turn has come, and returns whom to wake: them, and the one who is then the first if he
+    /// would look too late by himself.
+    pub(crate) fn advance(&mut self, buckets: &mut Buckets, now: u64) -> Vec<Waker> {
+        let mut woken = Vec::new();
+        while let Some(first) = self.waiting.front_mut() {
+            let Err(denial) = buckets.take(now, first.cost) else {
+                self.cost -= first.cost;
+                woken.extend(self.waiting.pop_front().map(|waiter| waiter.waker));
+                continue;
+            };
+            let due = denial.due(now);
+            if mem::replace(&mut first.due, due) > due && first.polled {
+                woken.push(first.waker.clone());
+            }
+            break;
+        }
+        woken
+    }
+
+    /// Reckons anew when everybody's turn will come, and returns them all: they have to look again.
+    pub(crate) fn reckon(&mut self, buckets: &Buckets, now: u64) -> Vec<Waker> {
+        let mut ahead = 0;
+        for waiter in &mut self.waiting {
+            waiter.due = match buckets.wait(now, ahead, waiter.cost) {
+                Ok((_, wait)) => after(now, wait),
+                // It asks for more than there is now: it is there until it goes away.
+                Err(_) => u64::MAX,
+            };
+            ahead += waiter.cost;
+        }
+        self.waiting
+            .iter()
+            .map(|waiter| waiter.waker.clone())
+            .collect()
+    }
+
+    fn place(&self, ticket: u64) -> Option<usize> {
+        self.waiting
+            .binary_search_by_key(&ticket, |waiter| waiter.ticket)
+            .ok()
+    }
+}

@@ -1,0 +1,85 @@
+//! How much is allowed.
+
+use std::{fmt, num::NonZeroU32, time::Duration};
+
+/// So many calls in so much time, and how many of them may come at once.
+///
+/// It cannot be wrong: it is built of what is not zero, and in a `const` where it is known before.
+///
+/// ```
+/// use std::num::NonZeroU32;
+///
+/// use buttress_rate_limit::Quota;
+///
+/// const API: Quota = Quota::per_second(NonZeroU32::new(50).unwrap());
+/// const EXPORTS: Quota = Quota::per_day(NonZeroU32::MIN).burst(NonZeroU32::MIN);
+/// assert_eq!(API.to_string(), "50 per 1s");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Quota {
+    pub(crate) tokens: NonZeroU32,
+    /// Not zero.
+    pub(crate) period: Duration,
+    /// By default as the role of the layer has it.
+    pub(crate) burst: Option<NonZeroU32>,
+}
+
+impl Quota {
+    /// So many a second.
+    #[must_use]
+    pub const fn per_second(tokens: NonZeroU32) -> Self {
+        Self::of(tokens, Duration::from_secs(1))
+    }
+
+    /// So many a minute.
+    #[must_use]
+    pub const fn per_minute(tokens: NonZeroU32) -> Self {
+        Self::of(tokens, Duration::from_mins(1))
+    }
+
+    /// So many an hour.
+    #[must_use]
+    pub const fn per_hour(tokens: NonZeroU32) -> Self {
+        Self::of(tokens, Duration::from_hours(1))
+    }
+
+    /// So many a day of 24 hours.
+    #[must_use]
+    pub const fn per_day(tokens: NonZeroU32) -> Self {
+        Self::of(tokens, Duration::from_hours(24))
+    }
+
+    /// So many in this time; nothing if it is no time at all.
+    #[must_use]
+    pub const fn per(tokens: NonZeroU32, period: Duration) -> Option<Self> {
+        if period.is_zero() {
+            None
+        } else {
+            Some(Self::of(tokens, period))
+        }
+    }
+
+    /// Lets this many come at once after a time without any; by default, where calls are refused, as many as come in a
+    /// second, and where they wait, as many as come in 100 ms; one at least.
+    #[must_use]
+    pub const fn burst(self, burst: NonZeroU32) -> Self {
+        Self {
+            burst: Some(burst),
+            ..self
+        }
+    }
+
+    const fn of(tokens: NonZeroU32, period: Duration) -> Self {
+        Self {
+            tokens,
+            period,
+            burst: None,
+        }
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} per {:?}", self.tokens, self.period)
+    }
+}

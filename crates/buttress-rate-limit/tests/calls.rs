@@ -1,0 +1,416 @@
+//! The promises of the layer, call by call, on a paused clock.
+
+use std::{
+    future::Future,
+    num::NonZeroU32,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use buttress_core::{BoxError, Deadline, Rejected, clock};
+use buttress_rate_limit::{Event, Quota, RateLimitLayer, Reason};
+use http::Request;
+use tokio::time::advance;
+use tokio_test::{assert_pending, assert_ready, task};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
+
+fn count(count: u32) -> NonZeroU32 {
+    count.try_into().unwrap()
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn per_second(tokens: u32, burst: u32) -> Quota {
+    Quota::per_second(count(tokens)).burst(count(burst))
+}
+
+/// A service that writes down which request came when, in milliseconds. Its requests are numbers.
+#[derive(Clone)]
+struct Backend {
+    start: clock::Instant,
+    came: Arc<Mutex<Vec<(u64, u128)>>>,
+}
+
+impl Backend {
+    fn new() -> Self {
+        Self {
+            start: clock::now(),
+            came: Arc::default(),
+        }
+    }
+
+    fn came(&self) -> Vec<(u64, u128)> {
+        self.came.lock().unwrap().clone()
+    }
+
+    fn times(&self) -> Vec<u128> {
+        self.came().into_iter().map(|(_, time)| time).collect()
+    }
+}
+
+impl Service<u64> for Backend {
+    type Response = u64;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<u64, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: u64) -> Self::Future {
+        let time = clock::now().saturating_duration_since(self.start);
+        self.came.lock().unwrap().push((request, time.as_millis()));
+        Box::pin(async move { Ok(request) })
+    }
+}
+
+fn refusal<T>(result: Result<T, BoxError>) -> Rejected {
+    let error = result.err().expect("it is refused");
+    Rejected::find(&*error).expect("by the limiter").clone()
+}
+
+// promise: RL-7
+#[tokio::test(start_paused = true)]
+async fn a_thousand_who_wait_go_in_the_order_they_came() {
+    let layer = RateLimitLayer::new(per_second(100, 1)).max_wait(Duration::from_mins(1));
+    let backend = Backend::new();
+    let service = layer.layer(backend.clone());
+    let calls: Vec<_> = (0..1_000)
+        .map(|number| service.clone().call(number))
+        .collect();
+    assert_eq!(layer.handle().waiters(), 999);
+    // They are polled in another order than they came in.
+    let mut tasks: Vec<_> = calls.into_iter().map(Some).collect();
+    let mut running = Vec::new();
+    for number in 0..1_000 {
+        running.push(tokio::spawn(tasks[(number * 7) % 1_000].take().unwrap()));
+    }
+    for task in running {
+        task.await.unwrap().unwrap();
+    }
+    let came: Vec<_> = (0..1_000)
+        .map(|number| (number, u128::from(number) * 10))
+        .collect();
+    let close =
+        |(got, want): (&(u64, u128), &(u64, u128))| got.0 == want.0 && got.1.abs_diff(want.1) <= 1;
+    assert!(
+        backend.came().iter().zip(&came).all(close),
+        "{:?}",
+        backend.came()
+    );
+}
+
+// promise: RL-7
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_does_not_overtake() {
+    let layer = RateLimitLayer::new(per_second(100, 1)).max_wait(Duration::from_mins(1));
+    let backend = Backend::new();
+    let service = layer.layer(backend.clone());
+    service.clone().oneshot(0).await.unwrap();
+    let early = tokio::spawn(service.clone().oneshot(1));
+    tokio::task::yield_now().await;
+    for late in 2..202 {
+        let call = tokio::spawn(service.clone().oneshot(late));
+        advance(millis(10)).await;
+        drop(call);
+    }
+    early.await.unwrap().unwrap();
+    let order: Vec<_> = backend
+        .came()
+        .into_iter()
+        .map(|(number, _)| number)
+        .collect();
+    assert!(order.is_sorted(), "{order:?}");
+}
+
+// promise: RL-8
+#[tokio::test(start_paused = true)]
+async fn a_thousand_who_wait_cost_three_events_each() {
+    let layer = RateLimitLayer::new(per_second(100, 1)).max_wait(Duration::from_mins(1));
+    let backend = Backend::new();
+    let service = layer.layer(backend.clone());
+    let mut waiting: Vec<_> = (0..1_000)
+        .map(|number| Some(task::spawn(service.clone().call(number))))
+        .collect();
+    let (mut polls, mut first) = (0, true);
+    while backend.came().len() < 1_000 {
+        for slot in &mut waiting {
+            if let Some(call) = slot
+                && (first || call.is_woken())
+            {
+                polls += 1;
+                if call.poll().is_ready() {
+                    *slot = None;
+                }
+            }
+        }
+        first = false;
+        // For the budget of tokio's scheduler.
+        tokio::task::yield_now().await;
+        advance(millis(1)).await;
+    }
+    assert!(polls <= 3_000, "{polls}");
+}
+
+// promise: RL-9
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_would_be_too_long_is_refused_when_it_comes() {
+    let layer = RateLimitLayer::new(per_second(10, 1)).name("api");
+    let backend = Backend::new();
+    let service = layer.layer(backend.clone());
+    let waiting: Vec<_> = (0..6).map(|number| service.clone().call(number)).collect();
+    let start = clock::now();
+    let refused = refusal(service.clone().oneshot(6).await);
+    assert_eq!(clock::now(), start, "in no time");
+    assert_eq!((refused.by(), refused.name()), ("rate limit", Some("api")));
+    assert_eq!(refused.reason(), "the quota of 10 per 1s is used up");
+    assert_eq!(refused.retry_after(), Some(millis(600)));
+    // It holds nothing: the next one would wait no longer.
+    assert_eq!(
+        refusal(service.clone().oneshot(7).await).retry_after(),
+        Some(millis(600))
+    );
+    for call in waiting {
+        call.await.unwrap();
+    }
+    assert_eq!(backend.came().len(), 6);
+}
+
+// promise: RL-9
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_a_limit_to_the_wait() {
+    let layer = RateLimitLayer::http(per_second(10, 1));
+    let service = layer.layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(())));
+    let request = |wait: Option<u64>| {
+        let mut request = Request::new(());
+        if let Some(wait) = wait {
+            request
+                .extensions_mut()
+                .insert(Deadline(clock::now() + millis(wait)));
+        }
+        request
+    };
+    service.clone().oneshot(request(None)).await.unwrap();
+    let refused = refusal(service.clone().oneshot(request(Some(99))).await);
+    assert_eq!(refused.retry_after(), Some(millis(100)));
+    let start = clock::now();
+    service.clone().oneshot(request(Some(100))).await.unwrap();
+    assert!(clock::now().saturating_duration_since(start) >= millis(100));
+}
+
+// promise: RL-10
+#[tokio::test(start_paused = true)]
+async fn who_goes_away_leaves_his_place_to_those_behind_him() {
+    for gone in 1..10 {
+        let layer = RateLimitLayer::new(per_second(10, 1)).max_wait(Duration::from_secs(9));
+        let backend = Backend::new();
+        let service = layer.layer(backend.clone());
+        let mut calls: Vec<_> = (0..10)
+            .map(|number| Some(tokio::spawn(service.clone().call(number))))
+            .collect();
+        tokio::task::yield_now().await;
+        advance(millis(50)).await;
+        let call = calls[gone].take().unwrap();
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled());
+        for call in calls.into_iter().flatten() {
+            call.await.unwrap().unwrap();
+        }
+        let times = backend.times();
+        let expected = (0..9).map(|place| place * 100);
+        assert!(
+            times
+                .iter()
+                .zip(expected)
+                .all(|(time, want)| time.abs_diff(want) <= 1),
+            "without number {gone}: {times:?}"
+        );
+    }
+}
+
+// promise: RL-10
+#[tokio::test(start_paused = true)]
+async fn tokens_that_were_granted_and_not_spent_are_given_back() {
+    let layer = RateLimitLayer::new(per_second(10, 1)).max_wait(Duration::from_secs(9));
+    let stuck = service_fn(async |number: u64| Ok::<_, BoxError>(number));
+    let limit = ServiceBuilder::new()
+        .layer(layer.clone())
+        .layer(ConcurrencyLimitLayer::new(1));
+    let mut holder = limit.service(stuck);
+    let free = holder.clone();
+    let mut granted = task::spawn(free.clone().oneshot(1));
+    let _ = assert_ready!(granted.poll());
+    // It has to wait for its turn, and then for the service, which another one holds.
+    let mut waiting = task::spawn(free.clone().oneshot(2));
+    assert_pending!(waiting.poll());
+    holder.ready().await.unwrap();
+    advance(millis(101)).await;
+    assert_pending!(waiting.poll());
+    assert_eq!(layer.handle().remaining(), 0);
+    drop(waiting);
+    assert_eq!(layer.handle().remaining(), 1);
+}
+
+// promise: RL-11
+#[tokio::test(start_paused = true)]
+async fn who_waits_does_not_hold_the_service() {
+    let layer = RateLimitLayer::new(per_second(10, 1));
+    let inner = ServiceBuilder::new()
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service_fn(async |number: u64| Ok::<_, BoxError>(number));
+    let mut service = layer.layer(inner.clone());
+    service.ready().await.unwrap().call(1).await.unwrap();
+    let mut waiting = task::spawn(service.ready().await.unwrap().call(2));
+    assert_pending!(waiting.poll());
+    // The one permit is free for somebody else.
+    assert_eq!(inner.oneshot(3).await.unwrap(), 3);
+    advance(millis(101)).await;
+    assert!(waiting.is_woken());
+    assert_eq!(assert_ready!(waiting.poll()).unwrap(), 2);
+}
+
+// promise: RL-12
+#[tokio::test(start_paused = true)]
+async fn to_be_ready_costs_nothing() {
+    let layer = RateLimitLayer::new(per_second(10, 3));
+    let service = layer.layer(Backend::new());
+    for _ in 0..10 {
+        let mut clone = service.clone();
+        clone.ready().await.unwrap();
+        drop(clone);
+    }
+    assert_eq!(layer.handle().remaining(), 3);
+}
+
+// promise: RL-4
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_too_large_is_refused_for_good() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let sink = log.clone();
+    let layer = RateLimitLayer::new(per_second(10, 5))
+        .cost(|cost: &u64| *cost)
+        .on_event(move |event| sink.lock().unwrap().push(event.clone()));
+    let service = layer.layer(Backend::new());
+    let refused = refusal(service.clone().oneshot(6).await);
+    assert_eq!(refused.retry_after(), None);
+    assert_eq!(
+        refused.reason(),
+        "6 tokens are more than a burst of 10 per 1s holds"
+    );
+    assert!(matches!(
+        log.lock().unwrap()[..],
+        [Event::Refused {
+            reason: Reason::TooLarge,
+            cost: 6,
+            retry_after: None,
+            ..
+        }]
+    ));
+    service.clone().oneshot(5).await.unwrap();
+}
+
+// promise: RL-21
+#[tokio::test(start_paused = true)]
+async fn several_quotas_are_charged_together_or_not_at_all() {
+    let layer = RateLimitLayer::new(per_second(100, 100))
+        .and(Quota::per_minute(count(10)).burst(count(10)))
+        .refuse();
+    let service = layer.layer(Backend::new());
+    for number in 0..10 {
+        service.clone().oneshot(number).await.unwrap();
+    }
+    for number in 0..50 {
+        let refused = refusal(service.clone().oneshot(number).await);
+        assert_eq!(refused.reason(), "the quota of 10 per 60s is used up");
+        assert_eq!(refused.retry_after(), Some(Duration::from_secs(6)));
+    }
+    // Nothing was taken from the first by what the second has refused.
+    advance(Duration::from_secs(6)).await;
+    service.clone().oneshot(0).await.unwrap();
+}
+
+// promise: RL-22
+#[tokio::test(start_paused = true)]
+async fn what_was_reserved_is_settled() {
+    let layer = RateLimitLayer::new(per_second(100, 2_000))
+        .cost(|cost: &u64| *cost)
+        .refuse();
+    let (service, handle) = (layer.layer(Backend::new()), layer.handle());
+    service.clone().oneshot(1_000).await.unwrap();
+    handle.settle(1_000, 200);
+    assert_eq!(handle.remaining(), 1_800, "800 are back");
+    service.clone().oneshot(1_000).await.unwrap();
+    service.clone().oneshot(800).await.unwrap();
+    handle.settle(1_000, 1_600);
+    assert_eq!(handle.remaining(), 0);
+    // 600 in debt: those are paid back first.
+    assert_eq!(handle.next_free(), millis(6_010));
+    service.clone().oneshot(0).await.unwrap_err();
+    advance(millis(6_000)).await;
+    service.clone().oneshot(0).await.unwrap();
+    service.clone().oneshot(1).await.unwrap_err();
+    assert_eq!(handle.remaining(), 0);
+}
+
+// promise: RL-23
+#[tokio::test(start_paused = true)]
+async fn a_handle_shows_and_changes_the_quota() {
+    let layer = RateLimitLayer::new(per_second(10, 5)).max_wait(Duration::from_mins(1));
+    let backend = Backend::new();
+    let (service, handle) = (layer.layer(backend.clone()), layer.handle());
+    assert_eq!(
+        (handle.remaining(), handle.next_free(), handle.waiters()),
+        (5, Duration::ZERO, 0)
+    );
+    let calls: Vec<_> = (0..15)
+        .map(|number| tokio::spawn(service.clone().call(number)))
+        .collect();
+    tokio::task::yield_now().await;
+    assert_eq!((handle.remaining(), handle.waiters()), (0, 10));
+    assert_eq!(handle.next_free(), millis(1_100));
+    assert!(!handle.set_quota(1, per_second(1, 1)));
+    assert!(handle.set_quota(0, per_second(100, 5)));
+    assert_eq!(handle.quota(0), Some(per_second(100, 5)));
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    let times = backend.times();
+    let expected = [0; 5].into_iter().chain((1..=10).map(|place| place * 10));
+    assert!(
+        times
+            .iter()
+            .zip(expected)
+            .all(|(time, want)| time.abs_diff(want) <= 1),
+        "{times:?}"
+    );
+    advance(Duration::from_hours(1)).await;
+    assert_eq!(handle.remaining(), 5, "full after an hour");
+}
+
+// promise: RL-6
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_tasks_get_exactly_what_there_is() {
+    let layer = RateLimitLayer::new(Quota::per_day(count(1)).burst(count(1_000))).refuse();
+    let granted = Arc::new(AtomicUsize::new(0));
+    let tasks = (0..64).map(|_| {
+        let (service, granted) = (layer.layer(Backend::new()), granted.clone());
+        tokio::spawn(async move {
+            for number in 0..100 {
+                if service.clone().oneshot(number).await.is_ok() {
+                    granted.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    assert_eq!(granted.load(Ordering::Relaxed), 1_000);
+}
