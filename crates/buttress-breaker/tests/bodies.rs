@@ -10,12 +10,12 @@ use std::{
 };
 
 use buttress_breaker::{BreakerLayer, Outcome, Reason, State};
-use buttress_core::BoxError;
+use buttress_core::{Applied, BoxError, Kind, Rejected, Verdict};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use support::{Log, count, secs};
+use support::{Log, count, millis, secs};
 use tokio::time::advance;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -32,10 +32,12 @@ enum Piece {
     /// Trailers without one.
     Trailers,
     BreakOff,
+    /// A layer below refuses to go on.
+    Refuse,
     Panic,
 }
 
-use Piece::{BreakOff, Data, Panic, Status, Trailers, Wait};
+use Piece::{BreakOff, Data, Panic, Refuse, Status, Trailers, Wait};
 
 impl Body for Written {
     type Data = Bytes;
@@ -56,6 +58,7 @@ impl Body for Written {
                 Some(Ok(Frame::trailers(trailers)))
             }
             Some(BreakOff) => Some(Err("it broke off".into())),
+            Some(Refuse) => Some(Err(Rejected::new("limiter", "full").into())),
             Some(Panic) => panic!("as it was told"),
         })
     }
@@ -106,6 +109,7 @@ async fn a_body_s_end_is_the_end_of_its_call() {
         (&[Data, Status("5")], nothing),
         (&[Data, Status("8")], nothing),
         (&[BreakOff], bad),
+        (&[Data, Refuse], nothing),
         (&[Data, Wait, BreakOff, Data], bad),
         (&[Data, Panic], (Outcome::Failure, Reason::Panic, true)),
         (
@@ -138,6 +142,74 @@ async fn a_body_that_is_dropped_early_is_nothing_unless_its_head_was_a_failure()
     }
 }
 
+// promises: BR-6, BR-8
+#[tokio::test(start_paused = true)]
+async fn a_refusal_in_a_body_says_nothing_whatever_the_classifier_makes_of_it() {
+    let failure = Verdict::new(Kind::Transient, Applied::Maybe);
+    for (piece, failures) in [(Refuse, 0), (BreakOff, 1)] {
+        let judge = move |result: Result<&Response<Written>, &BoxError>| match result {
+            Ok(_) => Verdict::SUCCESS,
+            Err(_) => failure,
+        };
+        let layer = BreakerLayer::new(judge).track_bodies();
+        let service = layer.layer(service_fn(async |()| {
+            Ok::<_, BoxError>(Response::new(Written([Data, piece].into())))
+        }));
+        let body = service.oneshot(()).await.unwrap().into_body();
+        body.collect().await.unwrap_err();
+        assert_eq!(layer.handle().snapshot().failures, failures, "{piece:?}");
+    }
+}
+
+// promises: BR-7, BR-8, BR-9
+#[tokio::test(start_paused = true)]
+async fn a_body_may_take_its_time() {
+    for (head, slow) in [(100, 0), (101, 1)] {
+        let log = Log::default();
+        let layer = BreakerLayer::http()
+            .track_bodies()
+            .slow_calls(millis(100), 1.0)
+            .window(secs(100_000))
+            .on_event(log.sink());
+        let service = layer.layer(service_fn(async |()| {
+            tokio::time::sleep(millis(head)).await;
+            Ok::<_, BoxError>(Response::new(Written([Data, Data].into())))
+        }));
+        // Neither is it slow, nor has anybody lost his patience.
+        let body = service.clone().oneshot(()).await.unwrap().into_body();
+        advance(secs(3_600)).await;
+        body.collect().await.unwrap();
+        let body = service.clone().oneshot(()).await.unwrap().into_body();
+        advance(secs(3_600)).await;
+        drop(body);
+        let ended = (Outcome::Success, Reason::Body, true);
+        let dropped = (Outcome::Cancelled, Reason::Dropped, false);
+        assert_eq!(log.calls(), [ended, dropped]);
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.calls, snapshot.slow), (1, slow), "{head} ms");
+    }
+}
+
+// promises: BR-6, BR-8
+#[tokio::test(start_paused = true)]
+async fn a_body_that_goes_on_after_its_panic_has_failed_all_the_same() {
+    for end in [Data, Trailers, Status("0")] {
+        // Nobody listens.
+        let layer = BreakerLayer::grpc();
+        let service = layer.layer(service_fn(async |()| {
+            Ok::<_, BoxError>(Response::new(Written([Panic, end].into())))
+        }));
+        let mut body = service.oneshot(()).await.unwrap().into_body();
+        for poll in 0..3 {
+            let mut cx = Context::from_waker(Waker::noop());
+            let frame = AssertUnwindSafe(|| Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+            assert_eq!(catch_unwind(frame).is_err(), poll == 0);
+        }
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.calls, snapshot.in_a_row), (1, 1), "{end:?}");
+    }
+}
+
 // promise: BR-8
 #[tokio::test(start_paused = true)]
 async fn a_body_that_has_ended_with_its_head_is_not_waited_for() {
@@ -149,6 +221,7 @@ async fn a_body_that_has_ended_with_its_head_is_not_waited_for() {
     let response = empty.oneshot(()).await.unwrap();
     assert_eq!(log.calls(), [(Outcome::Success, Reason::Response, true)]);
     assert!(response.body().is_end_stream());
+    assert!(format!("{:?}", response.body()).ends_with("is_tracked: false }"));
 
     // The last frame is enough, as who knows the length does not ask for more.
     log.clear();
@@ -159,8 +232,11 @@ async fn a_body_that_has_ended_with_its_head_is_not_waited_for() {
     assert!(!body.is_end_stream());
     assert_eq!(body.size_hint().exact(), SizeHint::with_exact(4).exact());
     assert_eq!(log.calls(), []);
+    assert!(format!("{body:?}").ends_with("is_tracked: true }"));
     body.frame().await.unwrap().unwrap();
     assert_eq!(log.calls(), [(Outcome::Success, Reason::Body, true)]);
+    // Nothing of the breaker is kept.
+    assert!(format!("{body:?}").ends_with("is_tracked: false }"));
 }
 
 // promises: BR-8, BR-12

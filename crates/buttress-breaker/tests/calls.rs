@@ -9,7 +9,7 @@ use std::{
     io,
     rc::Rc,
     sync::{Arc, Barrier},
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     thread,
     time::Duration,
 };
@@ -60,6 +60,30 @@ async fn nine_failures_are_too_few_and_the_tenth_is_enough() {
         assert_eq!(handle.state(), State::Closed);
         calls(&service, 1, || Fail).await;
         assert_eq!(handle.state(), State::Open);
+    }
+}
+
+// promise: BR-1
+#[tokio::test(start_paused = true)]
+async fn it_opens_at_the_share_that_was_set() {
+    let layer = layer().count_window(count(100)).failure_rate(0.8);
+    let layer = layer.min_calls(count(100)).consecutive(None);
+    let (handle, service) = (layer.handle(), over(&layer, &Backend::default()));
+    calls(&service, 21, || Succeed).await;
+    calls(&service, 79, || Fail).await;
+    assert_eq!(handle.state(), State::Closed);
+    calls(&service, 1, || Fail).await;
+    assert_eq!(handle.state(), State::Open);
+}
+
+// promise: BR-2
+#[tokio::test(start_paused = true)]
+async fn a_window_is_as_long_as_it_was_set() {
+    for (later, calls) in [(53, 1), (67, 0)] {
+        let layer = layer().window(secs(60));
+        call(&over(&layer, &Backend::default()), Fail).await;
+        advance(secs(later)).await;
+        assert_eq!(layer.handle().snapshot().calls, calls, "after {later} s");
     }
 }
 
@@ -118,6 +142,19 @@ async fn five_failures_in_a_row_open_a_quiet_breaker_and_not_a_busy_one() {
     assert_eq!(handle.snapshot().cause, Cause::InARow { failures: 5 });
 }
 
+// promise: BR-4
+#[tokio::test(start_paused = true)]
+async fn as_many_failures_in_a_row_open_it_as_were_set() {
+    for failures in [1, 3, 12] {
+        let layer = layer().consecutive(Some(count(failures)));
+        let (handle, service) = (layer.handle(), over(&layer, &Backend::default()));
+        calls(&service, failures as usize - 1, || Fail).await;
+        assert_eq!(handle.state(), State::Closed);
+        call(&service, Fail).await;
+        assert_eq!(handle.snapshot().cause, Cause::InARow { failures });
+    }
+}
+
 // promise: BR-5
 #[tokio::test(start_paused = true)]
 async fn what_is_ignored_is_in_no_share_and_closes_nothing() {
@@ -151,9 +188,12 @@ async fn what_is_ignored_is_in_no_share_and_closes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn throttling_counts_where_it_is_asked_for() {
     let layer = layer().throttling_fails(true).consecutive_only(count(2));
-    let service = over(&layer, &Backend::default());
-    calls(&service, 2, || Throttle).await;
-    assert_eq!(layer.handle().state(), State::Open);
+    let not = layer.clone().throttling_fails(false);
+    for (layer, state) in [(layer, State::Open), (not, State::Closed)] {
+        let service = over(&layer, &Backend::default());
+        calls(&service, 2, || Throttle).await;
+        assert_eq!(layer.handle().state(), state);
+    }
 }
 
 // promise: BR-5
@@ -243,6 +283,31 @@ async fn what_is_polled_after_its_panic_has_failed_once() {
 
 // promise: BR-6
 #[tokio::test(start_paused = true)]
+async fn what_goes_on_after_its_panic_has_failed_all_the_same() {
+    let layer = layer().consecutive_only(count(2));
+    let mut service = layer.layer(service_fn(|()| {
+        let mut polls = 0;
+        std::future::poll_fn(move |_| {
+            polls += 1;
+            assert_ne!(polls, 1, "as it was told");
+            Poll::Ready(Ok::<_, BoxError>(Succeed))
+        })
+    }));
+    let mut call = Box::pin(service.call(()));
+    for _ in 0..3 {
+        let poll = std::panic::AssertUnwindSafe(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            call.as_mut().poll(&mut cx).is_ready()
+        });
+        std::panic::catch_unwind(poll).unwrap_err();
+    }
+    drop(call);
+    // No success has come after it.
+    assert_eq!(layer.handle().snapshot().in_a_row, 1);
+}
+
+// promise: BR-6
+#[tokio::test(start_paused = true)]
 async fn a_refusal_of_a_layer_below_says_nothing() {
     let log = Log::default();
     let layer = layer().consecutive_only(count(1)).on_event(log.sink());
@@ -301,6 +366,59 @@ async fn patience_is_the_slow_threshold_or_ten_seconds() {
     }
 }
 
+// promise: BR-7
+#[tokio::test(start_paused = true)]
+async fn a_call_that_ends_after_its_patience_is_judged_by_its_end() {
+    for (todo, figures) in [
+        (Succeed, (1, 0)),
+        (Fail, (1, 1)),
+        (Break, (1, 1)),
+        (TurnDown, (0, 0)),
+    ] {
+        let layer = layer();
+        let service = over(&layer, &Backend::default());
+        call(&service, after(secs(11), todo)).await;
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.calls, snapshot.failures), figures);
+    }
+}
+
+// promise: BR-9
+#[tokio::test(start_paused = true)]
+async fn a_call_is_slow_from_the_moment_that_it_is_made() {
+    /// Lets this time pass before anybody else runs.
+    fn spend(time: u64) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = std::pin::pin!(advance(millis(time))).poll(&mut cx);
+    }
+
+    // In the call itself, before the first poll of its future, in it, and after it.
+    for times in [
+        [101, 0, 0, 0],
+        [0, 101, 0, 0],
+        [0, 0, 101, 0],
+        [0, 0, 0, 101],
+    ] {
+        let layer = layer().slow_calls(millis(100), 0.5);
+        let [made, unpolled, first, last] = times;
+        let mut service = layer.layer(service_fn(|todo: Do| {
+            spend(made);
+            async move {
+                spend(first);
+                tokio::task::yield_now().await;
+                Ok::<_, BoxError>(todo)
+            }
+        }));
+        let mut call = tokio_test::task::spawn(service.call(Succeed));
+        spend(unpolled);
+        assert!(call.poll().is_pending());
+        spend(last);
+        assert!(call.poll().is_ready());
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.calls, snapshot.slow), (1, 1), "{times:?}");
+    }
+}
+
 // promise: BR-9
 #[tokio::test(start_paused = true)]
 async fn eighty_slow_calls_of_a_hundred_open_it_though_all_succeed() {
@@ -326,6 +444,22 @@ async fn eighty_slow_calls_of_a_hundred_open_it_though_all_succeed() {
         assert_eq!(handle.snapshot().cause, cause);
         assert_eq!(handle.state(), State::Open);
     }
+}
+
+// promise: BR-9
+#[tokio::test(start_paused = true)]
+async fn seventy_nine_slow_calls_of_a_hundred_are_too_few() {
+    let layer = layer()
+        .count_window(count(100))
+        .slow_calls(millis(100), 0.8)
+        .min_calls(count(100));
+    let (handle, service) = (layer.handle(), over(&layer, &Backend::default()));
+    calls(&service, 21, || Succeed).await;
+    calls(&service, 79, || after(millis(101), Succeed)).await;
+    assert_eq!(handle.snapshot().slow, 79);
+    assert_eq!(handle.state(), State::Closed);
+    call(&service, after(millis(101), Succeed)).await;
+    assert_eq!(handle.state(), State::Open);
 }
 
 // promise: BR-9
@@ -426,6 +560,87 @@ async fn a_dropped_probe_frees_its_slot_at_once_and_counts_for_nothing() {
     assert_eq!(handle.snapshot().probes_succeeded, 1);
     let dropped = ProbeResult::Cancelled;
     assert_eq!(log.probes(), [dropped, dropped, ProbeResult::Ok]);
+}
+
+// promise: BR-11
+#[tokio::test(start_paused = true)]
+async fn a_dropped_probe_is_gone_before_its_slot_is_free() {
+    let (gone, told) = (Arc::new(()), Log::default());
+    let (watch, sink) = (Arc::downgrade(&gone), told.sink());
+    let layer = layer().on_event(move |event| {
+        if matches!(event, Event::Probe { .. }) {
+            assert_eq!(watch.strong_count(), 0);
+            sink(event);
+        }
+    });
+    let backend = Backend::default();
+    half_open(&over(&layer, &backend)).await;
+    let mut service = layer.layer(service_fn(move |_: Do| {
+        let held = gone.clone();
+        async move {
+            std::future::pending::<()>().await;
+            drop(held);
+            Ok::<_, BoxError>(Succeed)
+        }
+    }));
+    let mut probe = tokio_test::task::spawn(service.call(Hang));
+    drop(service);
+    assert!(probe.poll().is_pending());
+    drop(probe);
+    assert_eq!(told.probes(), [ProbeResult::Cancelled]);
+}
+
+// promise: BR-10
+#[tokio::test(start_paused = true)]
+async fn as_many_probes_are_in_flight_as_were_set() {
+    let layer = layer()
+        .probes(count(5))
+        .probes_in_flight(count(2), count(4));
+    let (handle, service) = (layer.handle(), over(&layer, &Backend::default()));
+    half_open(&service).await;
+    let mut probes: Vec<_> = (0..10)
+        .map(|_| tokio_test::task::spawn(service.clone().oneshot(after(secs(1), Succeed))))
+        .collect();
+    probes.retain_mut(|probe| probe.poll().is_pending());
+    assert_eq!(probes.len(), 2, "before one has succeeded");
+    for succeeded in 1..=4 {
+        assert!(call_probe(&mut probes).await);
+        assert_eq!(handle.snapshot().probes_succeeded, succeeded);
+        assert_eq!(handle.state(), State::HalfOpen);
+        let mut more: Vec<_> = (0..10)
+            .map(|_| tokio_test::task::spawn(service.clone().oneshot(after(secs(1), Succeed))))
+            .collect();
+        more.retain_mut(|probe| probe.poll().is_pending());
+        probes.append(&mut more);
+        assert_eq!(probes.len(), 4, "after {succeeded}");
+    }
+    assert!(call_probe(&mut probes).await);
+    assert_eq!(handle.state(), State::Closed);
+}
+
+/// Lets the first of these probes come to its end. Returns whether it succeeded.
+async fn call_probe<F>(probes: &mut Vec<tokio_test::task::Spawn<F>>) -> bool
+where
+    F: Future<Output = Result<Do, BoxError>>,
+{
+    probes.remove(0).await.is_ok()
+}
+
+// promise: BR-12
+#[tokio::test(start_paused = true)]
+async fn a_probe_has_as_much_time_as_was_set() {
+    for (lease, time, succeeded) in [(30, 29, 1), (30, 31, 0), (3, 2, 1), (3, 4, 0)] {
+        let layer = layer().probe_lease(secs(lease));
+        let service = over(&layer, &Backend::default());
+        half_open(&service).await;
+        call(&service, after(secs(time), Succeed)).await;
+        let snapshot = layer.handle().snapshot();
+        assert_eq!(
+            (snapshot.state, snapshot.probes_succeeded),
+            (State::HalfOpen, succeeded),
+            "{time} of {lease} s"
+        );
+    }
 }
 
 // promise: BR-12
@@ -570,6 +785,25 @@ async fn a_thousand_breakers_that_open_together_do_not_probe_together() {
     }
 }
 
+// promise: BR-15
+#[tokio::test(start_paused = true)]
+async fn the_open_time_doubles_from_the_first_to_the_longest_that_were_set() {
+    for first in [1, 100] {
+        let layer = layer()
+            .consecutive_only(count(1))
+            .open_time(secs(first), secs(4 * first));
+        let service = over(&layer, &Backend::default());
+        for times in [1, 2, 4, 4, 4, 4, 4, 4] {
+            let full = secs(times * first);
+            call(&service, Fail).await;
+            let open_for = layer.handle().snapshot().open_for.unwrap();
+            let expected = full / 2..=full;
+            assert!(expected.contains(&open_for), "{open_for:?} of {full:?}");
+            advance(open_for).await;
+        }
+    }
+}
+
 // promise: BR-16
 #[tokio::test(start_paused = true)]
 async fn a_server_s_hint_is_the_open_time() {
@@ -609,6 +843,19 @@ async fn a_server_s_hint_is_the_open_time() {
             assert_eq!(layer.handle().state(), State::Open);
             advance(open_for).await;
         }
+    }
+}
+
+// promise: BR-16
+#[tokio::test(start_paused = true)]
+async fn a_server_is_taken_at_its_word_up_to_the_longest_hint_that_was_set() {
+    for (hint, least, most) in [(10, 10, 11), (40, 40, 40), (1_000, 40, 40)] {
+        let layer = layer().consecutive_only(count(1)).max_hint(secs(40));
+        let service = over(&layer, &Backend::default());
+        call(&service, FailFor(secs(hint))).await;
+        let open_for = layer.handle().snapshot().open_for.unwrap();
+        let expected = secs(least)..=secs(most);
+        assert!(expected.contains(&open_for), "{hint} s: {open_for:?}");
     }
 }
 
@@ -947,6 +1194,7 @@ async fn a_snapshot_shows_what_time_has_ended_though_nobody_called() {
     calls(&service, 3, || Succeed).await;
     for percent in [10, 25, 50, 100, 100] {
         assert_eq!(handle.snapshot().percent, percent);
+        assert_eq!(handle.snapshot().open_for, None, "it has closed");
         advance(millis(1_250)).await;
     }
 }
@@ -1125,6 +1373,125 @@ async fn a_forced_key_is_kept_and_an_idle_one_is_not() {
 fn at(path: &str) -> Request<Do> {
     let uri = format!("http://bad.example{path}");
     Request::get(uri).body(Succeed).unwrap()
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn as_many_keys_are_kept_as_were_set() {
+    for max in [10, 3_000] {
+        let layer = BreakerLayer::http()
+            .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+            .max_keys(max.try_into().unwrap());
+        let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+        for key in 0..max + 100 {
+            is_refused(&service, at(&format!("/{key}"))).await;
+        }
+        assert_eq!(layer.handles().all().len(), max);
+    }
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn a_key_is_idle_after_the_time_that_was_set() {
+    for idle in [10, 1_000] {
+        let layer = BreakerLayer::http()
+            .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+            .idle(secs(idle));
+        let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+        is_refused(&service, at("/idle")).await;
+        for (wait, is_kept) in [(idle, true), (1, false)] {
+            advance(secs(wait)).await;
+            for key in 0..20 {
+                is_refused(&service, at(&format!("/{wait}/{key}"))).await;
+            }
+            let handle = layer.handles().get("/idle");
+            assert_eq!(handle.is_some(), is_kept, "{idle} s");
+        }
+    }
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn of_a_long_key_no_more_than_256_bytes_are_kept() {
+    let layer =
+        BreakerLayer::http().by_key(|request: &Request<Do>| request.uri().path().to_owned());
+    let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+    let long = format!("/{}", "x".repeat(255));
+    for rest in ["", "y", "z"] {
+        assert!(
+            is_refused(&service, at(&format!("{long}{rest}")))
+                .await
+                .is_none()
+        );
+    }
+    // They look the same, and are not.
+    let all = layer.handles().all();
+    assert_eq!(all.len(), 3);
+    for handle in all {
+        assert_eq!(handle.key(), Some(&*long));
+        assert_eq!(handle.snapshot().failures, 1);
+    }
+
+    // Never a part of a character.
+    let wide = BreakerLayer::http().by_key(|wide: &&str| wide.repeat(100));
+    let service = wide.layer(service_fn(async |_: &str| {
+        Ok::<_, BoxError>(Response::new(()))
+    }));
+    service.oneshot("\u{20ac}").await.unwrap();
+    assert!(wide.handles().get(&"\u{20ac}".repeat(85)).is_some());
+}
+
+// promise: BR-27
+#[tokio::test(start_paused = true)]
+async fn the_closed_breaker_of_a_key_that_is_known_allocates_nothing() {
+    let layer = BreakerLayer::new(Judge).by_key(|_: &Do| "cards");
+    let mut service = layer.layer(service_fn(|todo: Do| {
+        std::future::ready(Ok::<_, BoxError>(todo))
+    }));
+    let mut once = || {
+        let mut call = std::pin::pin!(service.call(Succeed));
+        let _ = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    };
+    once();
+    assert_eq!(measure(&mut once).count_total, 0);
+}
+
+// promise: BR-17
+#[tokio::test(start_paused = true)]
+async fn the_breaker_of_a_key_takes_its_load_on_step_by_step_too() {
+    let layer = BreakerLayer::new(Judge).by_key(|_: &Do| "cards");
+    let service = layer.layer(Backend::default());
+    calls(&service, 5, || Fail).await;
+    advance(secs(5)).await;
+    calls(&service, 3, || Succeed).await;
+    let snapshot = layer.handles().get("cards").unwrap().snapshot();
+    assert_eq!((snapshot.state, snapshot.percent), (State::Closed, 10));
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_written_alike_have_a_breaker_each() {
+    #[derive(Hash)]
+    struct Route(u32);
+
+    impl std::fmt::Display for Route {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("route")
+        }
+    }
+
+    let layer = BreakerLayer::http()
+        .by_key(|route: &u32| Route(*route))
+        .consecutive_only(count(1));
+    let service = layer.layer(service_fn(async |route: u32| {
+        let status = if route == 0 { 503 } else { 200 };
+        Ok::<_, BoxError>(Response::builder().status(status).body(()).unwrap())
+    }));
+    for route in 0..1_000 {
+        assert!(is_refused(&service, route).await.is_none(), "{route}");
+    }
+    assert!(is_refused(&service, 0).await.is_some());
+    assert_eq!(layer.handles().all().len(), 1_000);
 }
 
 // promise: BR-24

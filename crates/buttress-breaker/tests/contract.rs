@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use buttress_breaker::{BreakerLayer, Event, State};
+use buttress_breaker::{BreakerLayer, Event, Outcome, ProbeResult, Reason, State};
 use buttress_core::{BoxError, Rejected, clock};
 use support::*;
 use tokio::time::advance;
@@ -268,6 +268,35 @@ async fn ready_and_dropped_holds_no_slot_and_a_free_slot_wakes_exactly_one() {
     drop(through);
     assert_eq!(woken(&waiters), [0]);
     assert_eq!(layer.handle().snapshot().probes_in_flight, 0);
+}
+
+// promises: BR-20, BR-26
+#[tokio::test(start_paused = true)]
+async fn readiness_that_comes_to_nothing_is_told_of_its_probe_and_of_no_call() {
+    let log = Log::default();
+    let layer = layer().backpressure().on_event(log.sink());
+    let service = layer.layer(Backend::default());
+    advance(open(&service).await).await;
+    log.clear();
+    let mut ready = service.clone();
+    ready.ready().await.unwrap();
+    drop(ready);
+    assert_eq!(log.probes(), [ProbeResult::Cancelled]);
+    // Where its lease has expired, that is all that is told.
+    let mut ready = service.clone();
+    ready.ready().await.unwrap();
+    advance(secs(10)).await;
+    drop(ready);
+    let told = [ProbeResult::Cancelled, ProbeResult::LeaseExpired];
+    assert_eq!(log.probes(), told);
+    // And where it is called, the call is all.
+    let mut ready = service.clone();
+    assert_eq!(
+        ready.ready().await.unwrap().call(Succeed).await.unwrap(),
+        Succeed
+    );
+    assert_eq!(log.probes()[2..], [ProbeResult::Ok]);
+    assert_eq!(log.calls(), [(Outcome::Success, Reason::Response, true)]);
 }
 
 /// This many who wait for a service, polled once.
@@ -582,13 +611,39 @@ async fn a_slot_whose_lease_expires_before_the_call_is_asked_for_again() {
     assert!(Rejected::find(&*error).is_some());
 }
 
+// promises: BR-17, BR-20
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_spared_the_ramp() {
+    for layer in [
+        BreakerLayer::new(Judge).backpressure(),
+        BreakerLayer::new(Judge).backpressure().ramp(true),
+    ] {
+        let service = layer.layer(Backend::default());
+        advance(open(&service).await).await;
+        calls(&service, 3, || Succeed).await;
+        let snapshot = layer.handle().snapshot();
+        assert_eq!((snapshot.state, snapshot.percent), (State::Closed, 100));
+        // None of them waits, and none is refused.
+        for _ in 0..100 {
+            let mut service = service.clone();
+            assert_ready_ok!(task::spawn(service.ready()).poll());
+            assert_eq!(service.call(Succeed).await.unwrap(), Succeed);
+        }
+    }
+}
+
 // promise: BR-23
 #[tokio::test(start_paused = true)]
 async fn shadow_mode_waits_for_nothing() {
     let backend = Backend::default();
     let layer = layer().backpressure().shadow();
     let service = layer.layer(backend.clone());
-    calls(&service, 50, || Fail).await;
+    for _ in 0..50 {
+        // The clock runs on where somebody waits.
+        let mut service = service.clone();
+        assert_ready_ok!(task::spawn(service.ready()).poll());
+        service.call(Fail).await.unwrap();
+    }
     assert_eq!(layer.handle().state(), State::Open);
     assert_eq!(backend.calls(), 50);
 }
