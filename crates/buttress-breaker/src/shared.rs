@@ -216,10 +216,9 @@ impl Shared {
             && match &self.window {
                 // Apart, as it takes more registers than all the rest. The clock comes before the look at the generation:
                 // `Buckets` relies on it.
-                Window::Time(_) => {
-                    let now = Some(clock::now());
-                    self.is_current(permit)
-                        && self.window.succeed(permit.generation, now) == Counted::Yes
+                Window::Time(Apart(buckets)) => {
+                    let tick = buckets.tick(permit.generation, clock::now());
+                    self.is_current(permit) && buckets.succeed(tick) == Counted::Yes
                 }
                 window => {
                     self.is_current(permit)

@@ -15,8 +15,8 @@ use buttress_core::{
 
 use crate::settings::{Figures, Kind, figure};
 
-/// How many buckets a window of time is made of: its edge is off by one of them at most.
-const RING: usize = 10;
+/// How many buckets a ring has: more than a window is made of, as a power of two needs no division.
+const RING: usize = 16;
 
 /// Keeps what is written often apart from what is read often: two lines, as processors fetch them in pairs.
 #[derive(Debug)]
@@ -239,7 +239,11 @@ pub(crate) struct Buckets {
 }
 
 impl Buckets {
-    const NUMBER: u64 = RING as u64;
+    /// How many buckets a window is made of: its edge is off by one of them at most.
+    const NUMBER: u64 = 10;
+
+    /// How many ticks a generation is ahead of the one before.
+    const AHEAD: u64 = 2 * RING as u64;
 
     fn new(length: u128, start: Instant) -> Self {
         /// A tick comes back after this time at the earliest.
@@ -256,25 +260,26 @@ impl Buckets {
         }
     }
 
-    fn tick(&self, generation: u64, now: Instant) -> u64 {
+    pub(crate) fn tick(&self, generation: u64, now: Instant) -> u64 {
         let passed = now.to_bits().saturating_sub(self.start.to_bits());
         let ticks = (u128::from(passed) * u128::from(self.per_nano)) >> u64::BITS;
         generation
-            .wrapping_mul(2 * Self::NUMBER)
+            .wrapping_mul(Self::AHEAD)
             .wrapping_add(u64::try_from(ticks).unwrap_or(u64::MAX))
     }
 
     /// Leaves words that are as old as the generation, and count nothing.
     fn begin(&self, generation: u64) {
-        let first = generation.wrapping_mul(2 * Self::NUMBER);
+        let first = generation.wrapping_mul(Self::AHEAD);
         for bucket in &self.ring {
             // A swap, as in `Counter::set`.
             bucket.swap(first << self.count_bits, Ordering::Relaxed);
         }
     }
 
-    /// Relaxed, as in [`Counter`].
-    fn succeed(&self, tick: u64) -> Counted {
+    /// Counts a success. Relaxed, as in [`Counter`].
+    #[inline]
+    pub(crate) fn succeed(&self, tick: u64) -> Counted {
         let bucket = self.bucket(tick);
         let mut word = bucket.load(Ordering::Relaxed);
         loop {
@@ -303,7 +308,12 @@ impl Buckets {
     }
 
     fn bucket(&self, tick: u64) -> &AtomicU64 {
-        &self.ring[(tick % Self::NUMBER) as usize]
+        &self.ring[Self::place(tick)]
+    }
+
+    /// Where in a ring a tick is.
+    fn place(tick: u64) -> usize {
+        usize::try_from(tick % RING as u64).unwrap_or(0)
     }
 
     /// By how many ticks a word is older than the tick; by very many if it is newer.
@@ -390,7 +400,7 @@ impl Faults {
             self.in_a_row = 0;
         }
         self.buckets.resize(RING, Bucket::default());
-        let bucket = &mut self.buckets[(tick % Buckets::NUMBER) as usize];
+        let bucket = &mut self.buckets[Buckets::place(tick)];
         if bucket.tick != tick {
             *bucket = Bucket {
                 tick,
@@ -509,10 +519,10 @@ mod tests {
     #[test]
     fn a_success_that_is_told_too_late_takes_nothing_from_the_window() {
         let (window, mut faults) = (time(1_000), Faults::default());
-        assert_eq!(window.succeed(1, Some(at(1_000))), Counted::Yes);
-        // A whole window before, by a clock that was read before.
+        assert_eq!(window.succeed(1, Some(at(1_600))), Counted::Yes);
+        // A whole round of the ring before, by a clock that was read before.
         assert_eq!(window.succeed(1, Some(at(0))), Counted::Stale);
-        assert_eq!(window.figures(&mut faults, 1, at(1_000)).calls, 1);
+        assert_eq!(window.figures(&mut faults, 1, at(1_600)).calls, 1);
     }
 
     // promise: BR-3
