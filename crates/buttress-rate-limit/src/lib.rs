@@ -72,7 +72,8 @@
 //! # Cancellation
 //!
 //! A call may be dropped at any time. While it waits, those behind it move up at once; its tokens are given back until the
-//! call is made. A call that waits needs a tokio runtime with its timer.
+//! call is made. A call that waits needs a tokio runtime with its timer. One that is kept and not polled has its tokens taken
+//! when its turn comes or later, and may put off those behind it by as much again: poll it or drop it.
 //!
 //! # Order in a stack
 //!

@@ -262,9 +262,9 @@ impl Grant {
         let due = self.limiter.step(|locked, now| {
             let Locked { buckets, line, .. } = locked;
             // Whoever looks need not be woken.
-            line.wait(ticket, &mut old);
+            line.wait(ticket, &mut old, buckets, now);
             let woken = line.advance(buckets, now);
-            (line.wait(ticket, &mut mine), woken)
+            (line.wait(ticket, &mut mine, buckets, now), woken)
         });
         let (due, woken) = due;
         woken.into_iter().for_each(Waker::wake);

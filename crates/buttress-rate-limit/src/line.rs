@@ -58,8 +58,23 @@ impl Line {
 
     /// When the turn of a ticket's holder will come; nothing if it has. He looks again then by himself, and is woken by
     /// `waker` if it is earlier. The waker from before is put in its place.
-    pub(crate) fn wait(&mut self, ticket: u64, waker: &mut Waker) -> Option<u64> {
+    pub(crate) fn wait(
+        &mut self,
+        ticket: u64,
+        waker: &mut Waker,
+        buckets: &Buckets,
+        now: u64,
+    ) -> Option<u64> {
         let place = self.place(ticket)?;
+        if self.waiting[place].due <= now {
+            // Somebody before has not come when his turn was, and has put everybody off.
+            let ahead = self.waiting.iter().take(place).map(|waiter| waiter.cost);
+            let (ahead, cost) = (ahead.sum(), self.waiting[place].cost);
+            self.waiting[place].due = match buckets.wait(now, ahead, cost) {
+                Ok((_, wait)) => after(now, wait),
+                Err(_) => u64::MAX,
+            };
+        }
         let waiter = &mut self.waiting[place];
         waiter.polled = true;
         mem::swap(&mut waiter.waker, waker);

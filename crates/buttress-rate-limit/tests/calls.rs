@@ -130,6 +130,23 @@ async fn who_comes_late_does_not_overtake() {
     assert!(order.is_sorted(), "{order:?}");
 }
 
+// promise: RL-7
+#[tokio::test(start_paused = true)]
+async fn those_who_never_look_do_not_hold_the_others_for_ever() {
+    let layer = RateLimitLayer::new(per_second(10, 1)).max_wait(Duration::from_secs(9));
+    let backend = Backend::new();
+    let service = layer.layer(backend.clone());
+    service.clone().oneshot(0).await.unwrap();
+    let unpolled = service.clone().call(1);
+    let forgotten = service.clone().call(2);
+    std::mem::forget(forgotten);
+    service.clone().oneshot(3).await.unwrap();
+    assert!(backend.times()[1] < 1_000, "{:?}", backend.times());
+    // His turn has come long ago.
+    assert_eq!(unpolled.await.unwrap(), 1);
+    assert_eq!(layer.handle().waiters(), 0);
+}
+
 // promise: RL-8
 #[tokio::test(start_paused = true)]
 async fn a_thousand_who_wait_cost_three_events_each() {
@@ -392,6 +409,66 @@ async fn a_handle_shows_and_changes_the_quota() {
     );
     advance(Duration::from_hours(1)).await;
     assert_eq!(handle.remaining(), 5, "full after an hour");
+}
+
+// promise: RL-24
+#[tokio::test(start_paused = true)]
+async fn every_call_is_told_and_shadow_mode_only_tells() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let limit = || {
+        let log = log.clone();
+        RateLimitLayer::new(per_second(10, 1))
+            .max_wait(millis(200))
+            .on_event(move |event| log.lock().unwrap().push(event.clone()))
+    };
+    let service = limit().layer(Backend::new());
+    let calls: Vec<_> = (0..5)
+        .map(|number| service.clone().oneshot(number))
+        .collect();
+    for (number, call) in calls.into_iter().enumerate() {
+        let mut call = task::spawn(call);
+        let refused = match call.poll() {
+            Poll::Ready(result) => result.is_err(),
+            Poll::Pending => false,
+        };
+        assert!(!refused, "call {number}");
+    }
+    let told: Vec<_> = std::mem::take(&mut *log.lock().unwrap());
+    assert!(matches!(
+        told[0],
+        Event::Admitted {
+            waited: Duration::ZERO,
+            cost: 1,
+            ..
+        }
+    ));
+    assert!(
+        told[1..]
+            .iter()
+            .all(|event| matches!(event, Event::Cancelled { cost: 1, .. }))
+    );
+    assert_eq!(told.len(), 5);
+
+    let backend = Backend::new();
+    let shadow = limit().shadow().layer(backend.clone());
+    for number in 0..5 {
+        shadow.clone().oneshot(number).await.unwrap();
+    }
+    assert_eq!(backend.times(), [0; 5], "nobody waits");
+    let told: Vec<_> = std::mem::take(&mut *log.lock().unwrap());
+    let would: Vec<_> = told
+        .iter()
+        .filter_map(|event| match event {
+            Event::WouldWait { wait, .. } => Some(*wait),
+            Event::Refused {
+                retry_after,
+                shadow: true,
+                ..
+            } => *retry_after,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(would, [millis(100), millis(200), millis(300), millis(300)]);
 }
 
 // promise: RL-6
