@@ -176,18 +176,23 @@ impl Call {
             clock::now().saturating_duration_since(started)
         })
     }
-}
 
-impl Drop for Call {
-    #[inline]
-    fn drop(&mut self) {
-        if self.stage != Stage::Over {
-            self.dropped();
-        }
+    /// There is an error in place of a response, or of the rest of one. A refusal of a layer below says nothing of the
+    /// service, whatever the classifier makes of it.
+    #[inline(never)]
+    pub(crate) fn fail<Res>(
+        &mut self,
+        classifier: &impl Classify<Res>,
+        error: &BoxError,
+        reason: Reason,
+    ) {
+        let verdict = match Rejected::find(&**error) {
+            Some(rejected) => rejected.verdict(),
+            None => classifier.classify(Err(error)),
+        };
+        self.judged_otherwise(verdict, reason);
     }
-}
 
-impl Call {
     #[inline(never)]
     fn dropped(&mut self) {
         match self.stage {
@@ -207,18 +212,11 @@ impl Call {
     }
 }
 
-impl Call {
-    /// There is an error in place of a response.
-    #[inline(never)]
-    pub(crate) fn fail<Res>(&mut self, classifier: &impl Classify<Res>, error: &BoxError) {
-        self.judged_otherwise(judge_error(classifier, error), Reason::Error);
-    }
-}
-
-/// Judges an error. A refusal of a layer below says nothing of the service, whatever the classifier makes of it.
-pub(crate) fn judge_error<Res>(classifier: &impl Classify<Res>, error: &BoxError) -> Verdict {
-    match Rejected::find(&**error) {
-        Some(rejected) => rejected.verdict(),
-        None => classifier.classify(Err(error)),
+impl Drop for Call {
+    #[inline]
+    fn drop(&mut self) {
+        if self.stage != Stage::Over {
+            self.dropped();
+        }
     }
 }

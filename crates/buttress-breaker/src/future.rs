@@ -11,6 +11,7 @@ use buttress_core::{BoxError, Classify};
 use pin_project::pin_project;
 
 use crate::{
+    Reason,
     call::Call,
     track::{Track, Watched},
 };
@@ -94,7 +95,7 @@ where
             Err(error) => {
                 let error = error.into();
                 if let Some(call) = slot {
-                    call.fail(classifier, &error);
+                    call.fail(classifier, &error, Reason::Error);
                 }
                 Poll::Ready(Err(error))
             }

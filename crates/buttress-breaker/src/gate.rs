@@ -30,7 +30,7 @@ struct Waiting {
 impl Gate {
     pub(crate) fn poll(&mut self, shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<()> {
         self.held = self.held.take().filter(Call::is_good);
-        if self.held.is_some() || shared.passes() {
+        if self.held.is_some() || shared.pass().is_some() {
             self.waiting = None;
             return Poll::Ready(());
         }

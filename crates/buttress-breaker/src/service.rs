@@ -107,6 +107,7 @@ impl<S, C, K, T> Breaker<S, C, K, T> {
         // The short way of an open one.
         if K::ONE
             && self.gate.is_none()
+            && !self.one.settings.shadow
             && let Some(refusal) = self.one.refuse()
             && let Some(refused) = self.one.refused(refusal)
         {

@@ -122,21 +122,16 @@ impl Shared {
 
     /// Lets a call through, or says why not. A closed breaker is one load; an open one takes no lock either.
     pub(crate) fn admit(&self) -> Result<Permit, Refusal> {
-        let word = self.hot.0.word.load(Ordering::Acquire);
-        match word & MODE {
-            PASS => Ok(Permit {
-                generation: word >> 2,
-                probe: 0,
-            }),
-            REFUSE => self.refusal(clock::now()).map_or_else(|| self.ask(), Err),
-            _ => self.ask(),
+        match self.pass() {
+            Some(permit) => Ok(permit),
+            None => self.refuse().map_or_else(|| self.ask(), Err),
         }
     }
 
     /// Refuses a call if the breaker is open.
     pub(crate) fn refuse(&self) -> Option<Refusal> {
         let word = self.hot.0.word.load(Ordering::Acquire);
-        let open = word & MODE == REFUSE && !self.settings.shadow;
+        let open = word & MODE == REFUSE;
         open.then(|| self.refusal(clock::now())).flatten()
     }
 
@@ -211,20 +206,7 @@ impl Shared {
     /// Records a success where that is all there is to do. Returns false if there is more, or nothing.
     #[inline]
     pub(crate) fn succeeded_plainly(&self, permit: Permit) -> bool {
-        self.plain
-            && permit.probe == 0
-            && match &self.window {
-                // Apart, as it takes more registers than all the rest. The clock comes before the look at the generation:
-                // `Buckets` relies on it.
-                Window::Time(Apart(buckets)) => {
-                    let tick = buckets.tick(permit.generation, clock::now());
-                    self.is_current(permit) && buckets.succeed(tick) == Counted::Yes
-                }
-                window => {
-                    self.is_current(permit)
-                        && window.succeed(permit.generation, None) == Counted::Yes
-                }
-            }
+        self.plain && permit.probe == 0 && self.count(permit) == Counted::Yes
     }
 
     /// Records a success. Returns whether it counts.
@@ -243,13 +225,20 @@ impl Shared {
         self.record(permit, fault, None)
     }
 
+    #[inline]
     fn count(&self, permit: Permit) -> Counted {
-        // The clock comes before the look at the generation: `Buckets` relies on it.
-        let now = self.window.needs_clock().then(clock::now);
-        if self.is_current(permit) {
-            self.window.succeed(permit.generation, now)
-        } else {
-            Counted::Stale
+        match &self.window {
+            // The clock comes before the look at the generation: `Buckets` relies on it.
+            Window::Time(Apart(buckets)) => {
+                let tick = buckets.tick(permit.generation, clock::now());
+                if self.is_current(permit) {
+                    buckets.succeed(tick)
+                } else {
+                    Counted::Stale
+                }
+            }
+            window if self.is_current(permit) => window.succeed(permit.generation, None),
+            _ => Counted::Stale,
         }
     }
 
@@ -322,12 +311,6 @@ impl Shared {
         } = &mut *locked;
         let figures = self.window.figures(faults, circuit.generation, now);
         look(circuit, figures, now)
-    }
-
-    /// Is every call let through?
-    pub(crate) fn passes(&self) -> bool {
-        // Relaxed: the call itself looks again.
-        self.hot.0.word.load(Ordering::Relaxed) & MODE == PASS
     }
 
     /// Is it closed, without a ramp, and of its own accord?

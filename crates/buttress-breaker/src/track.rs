@@ -11,10 +11,7 @@ use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use crate::{
-    Outcome, Reason,
-    call::{Call, judge_error},
-};
+use crate::{Outcome, Reason, call::Call};
 
 mod sealed {
     pub trait Sealed {}
@@ -135,7 +132,7 @@ where
         } else {
             match &frame {
                 // It may be the caller's own upload that has failed.
-                Some(Err(error)) => call.judged(judge_error(classifier, error), Reason::Body),
+                Some(Err(error)) => call.fail(classifier, error, Reason::Body),
                 Some(Ok(_)) if !this.body.is_end_stream() => return Poll::Ready(frame),
                 Some(Ok(_)) | None => call.end(Outcome::Success, Reason::Body, None),
             }

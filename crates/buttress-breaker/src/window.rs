@@ -103,11 +103,6 @@ impl Window {
         }
     }
 
-    #[inline]
-    pub(crate) fn needs_clock(&self) -> bool {
-        matches!(self, Self::Time(_))
-    }
-
     /// Counts a call and says what the window then holds. Under the lock, and of the generation that is there.
     pub(crate) fn record(
         &self,

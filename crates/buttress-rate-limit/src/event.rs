@@ -1,6 +1,6 @@
 //! What the layer does, for those who watch it.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// Something that happened to a call. See the [crate docs](crate) for an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,4 +54,13 @@ pub enum Reason {
     Exceeded,
     /// It costs more than a full bucket holds: it would be refused whenever it came.
     TooLarge,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exceeded => "exceeded",
+            Self::TooLarge => "too_large",
+        })
+    }
 }

@@ -1,6 +1,6 @@
 //! A limiter as its calls share it: buckets and a line, behind a lock.
 
-use std::{fmt, sync::Arc, task::Waker, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use buttress_core::{
     Events, Rejected,
@@ -303,14 +303,5 @@ impl Drop for Grant {
             .settings
             .events
             .emit(&Event::Cancelled { waited, cost });
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Exceeded => "exceeded",
-            Self::TooLarge => "too_large",
-        })
     }
 }
