@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error, fmt, io, iter, sync::Arc, time::Duration};
 
-use crate::{Hint, Verdict};
+use crate::{Hint, ServiceLimit, Verdict};
 
 /// The error of a stack of layers.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -18,6 +18,7 @@ pub struct Rejected {
     key: Option<Arc<str>>,
     reason: Reason,
     retry_after: Option<Duration>,
+    limit: Option<ServiceLimit>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +64,7 @@ impl Rejected {
             key: None,
             reason,
             retry_after: None,
+            limit: None,
         }
     }
 
@@ -84,6 +86,13 @@ impl Rejected {
     #[must_use]
     pub fn after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
+        self
+    }
+
+    /// Adds the limit that the call would have exceeded.
+    #[must_use]
+    pub fn over(mut self, limit: ServiceLimit) -> Self {
+        self.limit = Some(limit);
         self
     }
 
@@ -120,6 +129,12 @@ impl Rejected {
         self.retry_after
     }
 
+    /// The limit that the call would have exceeded, if a rate limiter refused it.
+    #[must_use]
+    pub fn limit(&self) -> Option<&ServiceLimit> {
+        self.limit.as_ref()
+    }
+
     /// What a refusal means for the call: it was not applied, and says nothing of the service below.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -146,6 +161,9 @@ impl fmt::Display for Rejected {
             f.write_str("]")?;
         }
         write!(f, ": {}", self.reason)?;
+        if let Some(policy) = self.limit.as_ref().and_then(ServiceLimit::policy) {
+            write!(f, " ({policy})")?;
+        }
         if let Some(retry_after) = self.retry_after {
             write!(f, "; try again after {retry_after:.1?}")?;
         }

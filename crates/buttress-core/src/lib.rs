@@ -38,6 +38,7 @@ mod error;
 mod events;
 pub mod hint;
 mod keyed;
+mod limit;
 #[doc(hidden)]
 pub mod sync;
 mod verdict;
@@ -47,6 +48,7 @@ pub use classify::Classify;
 pub use error::{BoxError, Rejected, chain};
 pub use events::Events;
 pub use keyed::Keyed;
+pub use limit::{LimitReport, QuotaPolicy, ServiceLimit};
 pub use verdict::{Applied, Hint, Kind, Verdict};
 
 /// The moment by which a call must have ended. Put it into a request's extensions, and every layer below keeps to it.
