@@ -1,17 +1,11 @@
 //! A breaker as its calls share it: the circuit behind a lock, and beside it what most calls need not lock for.
 
-use std::{
-    mem,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    task::Waker,
-    time::Duration,
-};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use buttress_core::{
     BoxError, Rejected,
     clock::{self, Instant},
-    sync::{AtomicU64, Mutex, Ordering, lock},
+    sync::{Apart, AtomicU64, Mutex, Ordering, lock, wake},
 };
 
 use crate::{
@@ -20,7 +14,7 @@ use crate::{
     event::Why,
     queue::Queue,
     settings::{Figures, Settings},
-    window::{Apart, Counted, Fault, Faults, Window},
+    window::{Counted, Fault, Faults, Window},
 };
 
 /// One breaker.
@@ -494,14 +488,6 @@ impl Shared {
             Some(retry_after) => rejected.after(retry_after),
             None => rejected,
         }
-    }
-}
-
-/// Wakes one who waits. A waker that panics must not take down the others, who are told once only, nor the call at hand.
-fn wake(waker: Waker) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-        // It may be of a type that panics when it is dropped.
-        mem::forget(payload);
     }
 }
 

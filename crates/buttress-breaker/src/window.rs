@@ -10,18 +10,13 @@ use std::collections::VecDeque;
 
 use buttress_core::{
     clock::Instant,
-    sync::{AtomicU64, Ordering},
+    sync::{Apart, AtomicU64, Ordering},
 };
 
 use crate::settings::{Figures, Kind, figure};
 
 /// How many buckets a ring has: more than a window is made of, as a power of two needs no division.
 const RING: usize = 16;
-
-/// Keeps what is written often apart from what is read often: two lines, as processors fetch them in pairs.
-#[derive(Debug)]
-#[repr(align(128))]
-pub(crate) struct Apart<T>(pub(crate) T);
 
 /// The successes.
 #[derive(Debug)]

@@ -1,18 +1,29 @@
 //! The buckets of several quotas, taken from all together or not at all. Plain data: no lock, no clock, no I/O.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
-use crate::gcra::{Denied, Rate};
+use crate::{
+    Quota,
+    gcra::{Denied, Rate},
+};
 
-/// A bucket for each quota. Moments are nanoseconds since the limiter was made.
-#[derive(Clone, Debug)]
-pub(crate) struct Buckets(Vec<Bucket>);
-
+/// A quota, and how it is reckoned with.
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
-    rate: Rate,
-    /// When it will be full again, in units of its rate.
-    full: u128,
+pub(crate) struct Terms {
+    pub(crate) quota: Quota,
+    pub(crate) rate: Rate,
+}
+
+/// A bucket for each quota of a limiter, as somebody meets them. Moments are nanoseconds since the limiter was made.
+#[derive(Debug)]
+pub(crate) struct Buckets<'a> {
+    terms: &'a [Terms],
+    /// The terms of the first quota, where they are somebody's own.
+    own: Option<Terms>,
+    /// When each will be full again, in units of its rate.
+    full: &'a mut [u128],
+    /// When everything will be paid back that was charged and was not there.
+    owed_until: u64,
 }
 
 /// A call that is not let through now: by which quota, and for how long.
@@ -37,27 +48,51 @@ pub(crate) fn after(now: u64, wait: Duration) -> u64 {
     now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
 }
 
-impl Buckets {
-    pub(crate) fn new(rates: impl IntoIterator<Item = Rate>) -> Self {
-        Self(
-            rates
-                .into_iter()
-                .map(|rate| Bucket { rate, full: 0 })
-                .collect(),
-        )
+impl<'a> Buckets<'a> {
+    pub(crate) fn new(
+        terms: &'a [Terms],
+        own: Option<Terms>,
+        full: &'a mut [u128],
+        owed_until: u64,
+    ) -> Self {
+        Self {
+            terms,
+            own,
+            full,
+            owed_until,
+        }
+    }
+
+    pub(crate) fn own(&self) -> Option<Terms> {
+        self.own
+    }
+
+    pub(crate) fn owed_until(&self) -> u64 {
+        self.owed_until
+    }
+
+    /// Gives the first quota terms of somebody's own. Returns false if those are the ones it has.
+    pub(crate) fn set_own(&mut self, own: Terms, now: u64) -> bool {
+        let Some(old) = self.own.replace(own) else {
+            return false;
+        };
+        if let Some(full) = self.full.first_mut()
+            && old.quota != own.quota
+        {
+            *full = own.rate.take_over(&old.rate, *full, now);
+        }
+        old.quota != own.quota
     }
 
     /// Takes `cost` tokens out of each bucket, or none out of any.
     pub(crate) fn take(&mut self, now: u64, cost: u64) -> Result<(), Denial> {
-        let wait = self.wait(now, 0, cost)?;
-        if wait.1.is_zero() {
+        let (quota, wait) = self.wait(now, 0, cost)?;
+        if wait.is_zero() {
             self.charge(now, cost);
             return Ok(());
         }
-        Err(Denial {
-            quota: wait.0,
-            denied: Denied::For(wait.1),
-        })
+        let denied = Denied::For(wait);
+        Err(Denial { quota, denied })
     }
 
     /// How long `cost` tokens have to be waited for behind those who wait for so many already, and for which quota.
@@ -68,11 +103,11 @@ impl Buckets {
         cost: u64,
     ) -> Result<(usize, Duration), Denial> {
         let mut longest = (0, Duration::ZERO);
-        for (quota, bucket) in self.0.iter().enumerate() {
-            match bucket.wait(now, ahead, cost) {
-                Ok(wait) if wait > longest.1 => longest = (quota, wait),
-                Ok(_) => {}
-                Err(denied) => return Err(Denial { quota, denied }),
+        for (quota, (Terms { rate, .. }, full)) in self.each().enumerate() {
+            match rate.take(full, rate.units(now), ahead, cost) {
+                Err(Denied::For(wait)) if wait > longest.1 => longest = (quota, wait),
+                Ok(_) | Err(Denied::For(_)) => {}
+                Err(denied @ Denied::Forever) => return Err(Denial { quota, denied }),
             }
         }
         Ok(longest)
@@ -80,52 +115,68 @@ impl Buckets {
 
     /// Takes `cost` tokens out of each bucket, though it may owe them then.
     pub(crate) fn charge(&mut self, now: u64, cost: u64) {
-        for Bucket { rate, full } in &mut self.0 {
-            *full = rate.units(now).max(*full).saturating_add(rate.time(cost));
+        let mut owed_until = self.owed_until;
+        for (Terms { rate, .. }, full) in self.each_mut() {
+            *full = rate.charge(*full, rate.units(now), cost);
+            let empty = rate.units(now).saturating_add(rate.capacity);
+            if *full > empty {
+                owed_until = owed_until.max(after(now, rate.duration(*full - empty)));
+            }
+        }
+        self.owed_until = owed_until;
+    }
+
+    /// Puts tokens back that were taken and came to nothing, as far as the bucket holds them.
+    pub(crate) fn give_back(&mut self, now: u64, cost: u64) {
+        for (Terms { rate, .. }, full) in self.each_mut() {
+            let floor = rate.units(now).min(*full);
+            *full = full.saturating_sub(rate.time(cost)).max(floor);
         }
     }
 
-    /// Puts tokens back that were taken and came to nothing.
-    pub(crate) fn give_back(&mut self, cost: u64) {
-        for Bucket { rate, full } in &mut self.0 {
-            *full = full.saturating_sub(rate.time(cost));
-        }
-    }
-
-    /// The tokens that can be taken at once.
-    pub(crate) fn left(&self, now: u64) -> u64 {
+    /// The quota of which the fewest tokens can be taken at once.
+    pub(crate) fn fewest(&self, now: u64) -> usize {
         let left = self
-            .0
-            .iter()
-            .map(|Bucket { rate, full }| rate.left(*full, rate.units(now)));
-        left.min().unwrap_or(0)
+            .each()
+            .map(|(Terms { rate, .. }, full)| rate.left(full, rate.units(now)));
+        let fewest = left.enumerate().min_by_key(|(_, left)| *left);
+        fewest.map_or(0, |(quota, _)| quota)
     }
 
-    /// Changes a quota. What was taken stays taken, as far as the new bucket holds it.
-    pub(crate) fn set(&mut self, quota: usize, rate: Rate, now: u64) {
-        let Some(bucket) = self.0.get_mut(quota) else {
-            return;
+    /// The tokens that are there by one quota, and how long until there is one more.
+    pub(crate) fn standing(&self, quota: usize, now: u64) -> (u64, Duration) {
+        let Some((Terms { rate, .. }, full)) = self.each().nth(quota) else {
+            return (0, Duration::ZERO);
         };
-        let old = bucket.rate;
-        let taken = bucket
-            .full
-            .saturating_sub(old.units(now))
-            .div_ceil(old.token);
-        let taken = u64::try_from(taken).unwrap_or(u64::MAX).min(rate.burst);
-        *bucket = Bucket {
-            rate,
-            full: rate.units(now).saturating_add(rate.time(taken)),
-        };
+        let now = rate.units(now);
+        (rate.left(full, now), rate.next(full, now))
+    }
+
+    /// Lets nobody wait for longer than an empty bucket takes to be full, or until what was owed is paid back: where a bucket
+    /// says otherwise, the clock has stepped back.
+    pub(crate) fn keep_within(&mut self, now: u64) {
+        let latest = now.max(self.owed_until);
+        for (Terms { rate, .. }, full) in self.each_mut() {
+            *full = (*full).min(rate.units(latest).saturating_add(rate.capacity));
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&Terms, u128)> {
+        theirs(self.own.as_ref(), self.terms).zip(self.full.iter().copied())
+    }
+
+    fn each_mut(&mut self) -> impl Iterator<Item = (&Terms, &mut u128)> {
+        theirs(self.own.as_ref(), self.terms).zip(&mut *self.full)
     }
 }
 
-impl Bucket {
-    fn wait(&self, now: u64, ahead: u64, cost: u64) -> Result<Duration, Denied> {
-        let Self { rate, full } = self;
-        match rate.take(*full, rate.units(now), ahead, cost) {
-            Ok(_) => Ok(Duration::ZERO),
-            Err(Denied::For(wait)) => Ok(wait),
-            Err(Denied::Forever) => Err(Denied::Forever),
-        }
-    }
+fn theirs<'a>(own: Option<&'a Terms>, terms: &'a [Terms]) -> impl Iterator<Item = &'a Terms> {
+    let shared = terms.iter().skip(usize::from(own.is_some()));
+    iter::chain(own, shared)
+}
+
+/// Are all the buckets of a place full? Then it is as if nobody had ever taken anything.
+pub(crate) fn are_full(own: Option<&Terms>, terms: &[Terms], full: &[u128], now: u64) -> bool {
+    let mut each = theirs(own, terms).zip(full);
+    each.all(|(Terms { rate, .. }, full)| *full <= rate.units(now))
 }

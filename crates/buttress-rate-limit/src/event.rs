@@ -1,6 +1,6 @@
 //! What the layer does, for those who watch it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Something that happened to a call. See the [crate docs](crate) for an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Event {
         cost: u64,
         /// When it would be let through, if ever.
         retry_after: Option<Duration>,
+        /// Whose limit it is, where there is one for each key.
+        key: Option<Arc<str>>,
         /// Is this shadow mode? Then the call was let through.
         shadow: bool,
     },
@@ -44,6 +46,10 @@ pub enum Event {
         /// The tokens that it has given back.
         cost: u64,
     },
+    /// A key was forgotten to make room for another one. It had taken nothing, or everything has come back to it.
+    Evicted,
+    /// There was no room for a key: until there is, its calls fall under a limit that it shares with all others of its kind.
+    Overflow,
 }
 
 /// Why a call is refused.
@@ -54,6 +60,15 @@ pub enum Reason {
     Exceeded,
     /// It costs more than a full bucket holds: it would be refused whenever it came.
     TooLarge,
+}
+
+impl Reason {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Exceeded => "the quota is used up",
+            Self::TooLarge => "it costs more than a burst holds",
+        }
+    }
 }
 
 impl fmt::Display for Reason {

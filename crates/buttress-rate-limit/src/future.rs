@@ -12,20 +12,20 @@ use pin_project::pin_project;
 use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
-use crate::limiter::Grant;
+use crate::{Due, NoDeadline, grant::Grant};
 
 /// The response of a [`RateLimit`](crate::RateLimit) service.
 ///
 /// It may be dropped at any time: while it waits, its tokens are there for those behind it at once.
 #[pin_project]
 #[must_use = "a call does nothing until its future is polled"]
-pub struct ResponseFuture<S, Req>
+pub struct ResponseFuture<S, Req, D = NoDeadline>
 where
     S: Service<Req>,
 {
     #[pin]
     state: State<S::Future>,
-    waiting: Option<Waiting<S, Req>>,
+    waiting: Option<Waiting<S, Req, D>>,
     #[pin]
     timer: Option<Sleep>,
 }
@@ -39,13 +39,14 @@ enum State<F> {
 }
 
 /// What a call that waits is made of.
-struct Waiting<S, Req> {
+struct Waiting<S, Req, D> {
     service: S,
     request: Req,
     grant: Grant,
+    deadline: D,
 }
 
-impl<S, Req> ResponseFuture<S, Req>
+impl<S, Req, D> ResponseFuture<S, Req, D>
 where
     S: Service<Req>,
 {
@@ -57,16 +58,17 @@ where
         Self::of(State::Refused(Some(error)), None)
     }
 
-    pub(crate) fn waiting(service: S, request: Req, grant: Grant) -> Self {
+    pub(crate) fn waiting(service: S, request: Req, grant: Grant, deadline: D) -> Self {
         let waiting = Waiting {
             service,
             request,
             grant,
+            deadline,
         };
         Self::of(State::Waiting, Some(waiting))
     }
 
-    fn of(state: State<S::Future>, waiting: Option<Waiting<S, Req>>) -> Self {
+    fn of(state: State<S::Future>, waiting: Option<Waiting<S, Req, D>>) -> Self {
         Self {
             state,
             waiting,
@@ -75,9 +77,10 @@ where
     }
 }
 
-impl<S, Req> Future for ResponseFuture<S, Req>
+impl<S, Req, D> Future for ResponseFuture<S, Req, D>
 where
     S: Service<Req, Error: Into<BoxError>>,
+    D: Due<Req>,
 {
     type Output = Result<S::Response, BoxError>;
 
@@ -110,16 +113,17 @@ where
                 mut service,
                 request,
                 grant,
+                deadline,
             }) = this.waiting.take()
             {
-                grant.spend();
+                grant.spend(deadline.report(&request));
                 this.state.set(State::Called(service.call(request)));
             }
         }
     }
 }
 
-impl<S, Req> fmt::Debug for ResponseFuture<S, Req>
+impl<S, Req, D> fmt::Debug for ResponseFuture<S, Req, D>
 where
     S: Service<Req>,
 {

@@ -18,6 +18,8 @@ pub(crate) struct Rate {
     pub(crate) token: u128,
     /// The tokens of a full bucket.
     pub(crate) burst: u64,
+    /// The units that an empty bucket takes to be full.
+    pub(crate) capacity: u128,
 }
 
 /// Why a call is not let through now.
@@ -35,15 +37,24 @@ impl Rate {
         let (tokens, period) = (u128::from(quota.tokens.get()), quota.period.as_nanos());
         let divisor = gcd(tokens, period);
         let default = burst.as_nanos().saturating_mul(tokens) / period;
+        let burst = quota
+            .burst
+            .map_or(u64::try_from(default).unwrap_or(u64::MAX).max(1), |burst| {
+                burst.get().into()
+            });
+        let token = period / divisor;
         Self {
             scale: u64::try_from(tokens / divisor).unwrap_or(u64::MAX),
-            token: period / divisor,
-            burst: quota
-                .burst
-                .map_or(u64::try_from(default).unwrap_or(u64::MAX).max(1), |burst| {
-                    burst.get().into()
-                }),
+            token,
+            burst,
+            capacity: token.saturating_mul(burst.into()),
         }
+    }
+
+    /// Are its moments words of 63 bits, for as long as a program runs? They are then for 18 years, or for less than 2^60
+    /// units where bursts are long.
+    pub(crate) fn fits(&self) -> bool {
+        self.scale <= 16 && self.capacity <= 1 << 60
     }
 
     /// A moment, given in nanoseconds, in units.
@@ -64,7 +75,7 @@ impl Rate {
             return Err(Denied::Forever);
         }
         let then = self.charge(full, now, ahead.saturating_add(cost));
-        let most = now.saturating_add(self.time(self.burst));
+        let most = now.saturating_add(self.capacity);
         if then <= most {
             Ok(then)
         } else {
@@ -84,8 +95,32 @@ impl Rate {
             .saturating_sub(u64::try_from(taken).unwrap_or(u64::MAX))
     }
 
+    /// How long until one more token is there; zero if the bucket is full.
+    pub(crate) fn next(&self, full: u128, now: u128) -> Duration {
+        let taken = full.saturating_sub(now);
+        let last = self.capacity - self.token;
+        self.duration(if taken > last {
+            taken - last
+        } else {
+            taken.checked_sub(1).map_or(0, |rest| rest % self.token + 1)
+        })
+    }
+
+    /// Takes a bucket over from another rate: what was taken stays taken, as far as the bucket holds it now, and what is
+    /// owed is owed.
+    pub(crate) fn take_over(&self, old: &Self, full: u128, now: u64) -> u128 {
+        let taken = full.saturating_sub(old.units(now)).div_ceil(old.token);
+        let taken = u64::try_from(taken).unwrap_or(u64::MAX);
+        let owed = taken.saturating_sub(old.burst);
+        let taken = taken.min(old.burst).min(self.burst).saturating_add(owed);
+        self.charge(0, self.units(now), taken)
+    }
+
     /// The units that so many tokens take to come back.
     pub(crate) fn time(&self, tokens: u64) -> u128 {
+        if tokens == 1 {
+            return self.token;
+        }
         u128::from(tokens).saturating_mul(self.token)
     }
 

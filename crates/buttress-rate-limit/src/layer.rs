@@ -1,25 +1,37 @@
 //! The layer: what the user sets, and the limiter that all its services share.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    num::NonZeroUsize,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use buttress_core::{Deadline, Events, clock::Instant};
+use buttress_core::{Deadline, Events, LimitReport, clock::Instant};
 use http::Request;
 use tower_layer::Layer;
 
 use crate::{
-    Event, Handle, Quota, RateLimit,
-    limiter::{Limiter, Settings},
+    ByKey, Event, Handle, One, Quota, RateLimit, SameQuota,
+    keys::sealed::Sealed,
+    limiter::{Limiter, SHARED},
+    settings::Settings,
 };
+
+/// How many keys have a limit of their own by default.
+const MAX_KEYS: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// Keeps to a rate. See the [crate docs](crate) for an example.
 ///
 /// Every service that it makes, and every clone of it or of them, shares its limiter. A setter makes a new one: set first,
 /// then clone and take handles.
-pub struct RateLimitLayer<C = OneToken, D = NoDeadline> {
+pub struct RateLimitLayer<K = One, C = OneToken, D = NoDeadline> {
+    keys: K,
     cost: C,
     deadline: D,
     settings: Settings,
-    limiter: Arc<Limiter>,
+    /// Made when somebody asks for it.
+    limiter: OnceLock<Arc<Limiter>>,
 }
 
 /// Says how many tokens a request costs. A function or closure of the same shape is one too.
@@ -48,6 +60,12 @@ impl<Req, F: Fn(&Req) -> u64> Cost<Req> for F {
 pub trait Due<Req> {
     /// The moment, if there is one.
     fn due(&self, request: &Req) -> Option<Instant>;
+
+    /// Where to say how the caller stands, for an answer that tells; by default nowhere.
+    fn report<'a>(&self, request: &'a Req) -> Option<&'a LimitReport> {
+        let _ = request;
+        None
+    }
 }
 
 /// No request has a deadline.
@@ -60,13 +78,17 @@ impl<Req> Due<Req> for NoDeadline {
     }
 }
 
-/// An HTTP request has the [`Deadline`] among its extensions.
+/// An HTTP request has the [`Deadline`] among its extensions, and the [`LimitReport`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HttpDeadline;
 
 impl<B> Due<Request<B>> for HttpDeadline {
     fn due(&self, request: &Request<B>) -> Option<Instant> {
         request.extensions().get::<Deadline>().map(|due| due.0)
+    }
+
+    fn report<'a>(&self, request: &'a Request<B>) -> Option<&'a LimitReport> {
+        request.extensions().get()
     }
 }
 
@@ -81,6 +103,7 @@ impl RateLimitLayer {
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         Self::with(
+            One,
             OneToken,
             NoDeadline,
             Settings {
@@ -88,6 +111,8 @@ impl RateLimitLayer {
                 max_wait: Duration::from_millis(500),
                 refuses: false,
                 shadow: false,
+                max_keys: None,
+                own_quotas: false,
                 name: None,
                 events: Events::none(),
             },
@@ -95,27 +120,87 @@ impl RateLimitLayer {
     }
 }
 
-impl RateLimitLayer<OneToken, HttpDeadline> {
-    /// As [`new`](RateLimitLayer::new), for HTTP requests: none waits beyond its [`Deadline`].
+impl RateLimitLayer<One, OneToken, HttpDeadline> {
+    /// As [`new`](RateLimitLayer::new), for HTTP requests: none waits beyond its [`Deadline`], and answers can tell what is
+    /// left.
     #[must_use]
     pub fn http(quota: Quota) -> Self {
         RateLimitLayer::new(quota).deadline(HttpDeadline)
     }
 }
 
-impl<C, D> RateLimitLayer<C, D> {
-    fn with(cost: C, deadline: D, settings: Settings) -> Self {
+impl<C, D> RateLimitLayer<One, C, D> {
+    /// Limits the calls of each key by themselves, as this makes it of a request; by default all calls share one limit.
+    ///
+    /// A key is known by its hash, which is seeded. See [`max_keys`](RateLimitLayer::max_keys) for how many there can be.
+    #[must_use]
+    pub fn by_key<F>(self, key: F) -> RateLimitLayer<ByKey<F>, C, D> {
+        let quota = SameQuota;
+        let mut settings = self.settings;
+        settings.max_keys = Some(MAX_KEYS);
+        RateLimitLayer::with(ByKey { key, quota }, self.cost, self.deadline, settings)
+    }
+}
+
+impl<D> RateLimitLayer<One, OneToken, D> {
+    /// Has callers wait in [`poll_ready`](tower_service::Service::poll_ready), for as long as it takes, so that whatever
+    /// is above sees that there is no room; by default they wait in the call, for so long at most.
+    ///
+    /// A service that is ready holds its token until it is called or dropped: what polls a service ready and keeps it,
+    /// such as a load balancer, keeps tokens from others. Every call costs one token.
+    #[must_use]
+    pub fn backpressure(self) -> RateLimitLayer<One<true>, OneToken, D> {
+        RateLimitLayer::with(One, self.cost, self.deadline, self.settings)
+    }
+}
+
+impl<F, C, D> RateLimitLayer<ByKey<F>, C, D> {
+    /// Gives each key the quota that this says, in place of the first one of the layer; by default all keys have that.
+    ///
+    /// It is asked at each call, and may answer otherwise than before: what was taken stays taken then. A limiter whose keys
+    /// have quotas of their own takes a lock at every call.
+    #[must_use]
+    pub fn quota<Q>(self, quota: Q) -> RateLimitLayer<ByKey<F, Q>, C, D> {
+        let key = self.keys.key;
+        let mut settings = self.settings;
+        settings.own_quotas = true;
+        RateLimitLayer::with(ByKey { key, quota }, self.cost, self.deadline, settings)
+    }
+}
+
+impl<F, Q, C, D> RateLimitLayer<ByKey<F, Q>, C, D> {
+    /// Has room for so many keys that have taken something which has not come back yet; by default 65,536.
+    ///
+    /// The room is allocated at the start, 24 bytes a key (with several quotas, or with one that a word of 63 bits does not
+    /// hold, 24 more for each; with quotas of the keys' own, 168 more). A key that has all its tokens needs none and is
+    /// forgotten for others, which changes nothing for it. One that finds no room shares a limit with all others that find
+    /// none, so that nobody gets more than he should: whoever makes up keys cannot get a key forgotten that has used up its
+    /// tokens, but can have new keys refused that find no room. Have enough.
+    #[must_use]
+    pub fn max_keys(self, max_keys: NonZeroUsize) -> Self {
+        self.change(|settings| settings.max_keys = Some(max_keys))
+    }
+}
+
+impl<K, C, D> RateLimitLayer<K, C, D> {
+    fn with(keys: K, cost: C, deadline: D, settings: Settings) -> Self {
         Self {
+            keys,
             cost,
             deadline,
-            limiter: Arc::new(Limiter::new(settings.clone())),
             settings,
+            limiter: OnceLock::new(),
         }
     }
 
     fn change(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
-        Self::with(self.cost, self.deadline, self.settings)
+        Self::with(self.keys, self.cost, self.deadline, self.settings)
+    }
+
+    fn limiter(&self) -> &Arc<Limiter> {
+        self.limiter
+            .get_or_init(|| Arc::new(Limiter::new(self.settings.clone())))
     }
 
     /// Keeps to this quota too; by default there is one. A call takes from all of them or from none.
@@ -141,14 +226,14 @@ impl<C, D> RateLimitLayer<C, D> {
 
     /// Has a request cost as many tokens as this says; by default one.
     #[must_use]
-    pub fn cost<F>(self, cost: F) -> RateLimitLayer<F, D> {
-        RateLimitLayer::with(cost, self.deadline, self.settings)
+    pub fn cost<F>(self, cost: F) -> RateLimitLayer<K, F, D> {
+        RateLimitLayer::with(self.keys, cost, self.deadline, self.settings)
     }
 
     /// Has a request wait no longer than until this moment; by default only [`http`](RateLimitLayer::http) knows one.
     #[must_use]
-    pub fn deadline<F>(self, deadline: F) -> RateLimitLayer<C, F> {
-        RateLimitLayer::with(self.cost, deadline, self.settings)
+    pub fn deadline<F>(self, deadline: F) -> RateLimitLayer<K, C, F> {
+        RateLimitLayer::with(self.keys, self.cost, deadline, self.settings)
     }
 
     /// Refuses nothing and has nobody wait, and tells with its events what it would have done; by default off.
@@ -172,33 +257,41 @@ impl<C, D> RateLimitLayer<C, D> {
     /// The limiter, for its operator. Set everything else first.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle::new(self.limiter.clone())
+        Handle::new(self.limiter().clone(), SHARED)
     }
 }
 
-impl<S, C: Clone, D: Clone> Layer<S> for RateLimitLayer<C, D> {
-    type Service = RateLimit<S, C, D>;
+impl<S, K: Sealed + Clone, C: Clone, D: Clone> Layer<S> for RateLimitLayer<K, C, D> {
+    type Service = RateLimit<S, K, C, D>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let (cost, deadline) = (self.cost.clone(), self.deadline.clone());
-        RateLimit::new(inner, self.limiter.clone(), cost, deadline)
+        RateLimit::new(
+            inner,
+            self.limiter().clone(),
+            self.keys.clone(),
+            self.cost.clone(),
+            self.deadline.clone(),
+            K::WAITS && !self.settings.shadow,
+        )
     }
 }
 
-impl<C: Clone, D: Clone> Clone for RateLimitLayer<C, D> {
+impl<K: Clone, C: Clone, D: Clone> Clone for RateLimitLayer<K, C, D> {
     fn clone(&self) -> Self {
         Self {
+            keys: self.keys.clone(),
             cost: self.cost.clone(),
             deadline: self.deadline.clone(),
             settings: self.settings.clone(),
-            limiter: self.limiter.clone(),
+            limiter: OnceLock::from(self.limiter().clone()),
         }
     }
 }
 
-impl<C, D> fmt::Debug for RateLimitLayer<C, D> {
+impl<K: fmt::Debug, C, D> fmt::Debug for RateLimitLayer<K, C, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimitLayer")
+            .field("keys", &self.keys)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
     }

@@ -87,8 +87,11 @@
 mod bucket;
 mod event;
 pub mod future;
+mod gate;
 mod gcra;
+mod grant;
 mod handle;
+mod keys;
 mod layer;
 mod limiter;
 mod line;
@@ -96,9 +99,12 @@ mod line;
 pub mod promises {}
 mod quota;
 mod service;
+mod settings;
+mod table;
 
 pub use event::{Event, Reason};
 pub use handle::Handle;
+pub use keys::{ByKey, Keys, One, QuotaOf, SameQuota};
 pub use layer::{Cost, Due, HttpDeadline, NoDeadline, OneToken, RateLimitLayer};
 pub use quota::Quota;
 pub use service::RateLimit;

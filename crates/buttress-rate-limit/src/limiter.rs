@@ -1,307 +1,710 @@
-//! A limiter as its calls share it: buckets and a line, behind a lock.
+//! A limiter as its calls share it: a word for each bucket, and a lock for whatever a word cannot hold.
+//!
+//! A word is the moment at which its bucket will be full, and is changed by whoever comes, without a lock. Its first bit
+//! says that it may only be changed under the lock: because somebody waits for this bucket, because a quota is being
+//! changed, or because the limiter keeps its buckets in another form, with more than 63 bits or for several quotas.
 
-use std::{sync::Arc, task::Waker, time::Duration};
+use std::{collections::HashMap, hash::RandomState, sync::Arc, task::Waker, time::Duration};
 
 use buttress_core::{
-    Events, Rejected,
+    BoxError, LimitReport, QuotaPolicy, Rejected, ServiceLimit,
     clock::{self, Instant},
-    sync::{Mutex, lock},
+    sync::{AtomicU64, Mutex, Ordering, lock, wake},
 };
 
 use crate::{
     Event, Quota, Reason,
-    bucket::{Buckets, Denial, after},
+    bucket::{Buckets, Denial, Terms, after, are_full},
     gcra::{Denied, Rate},
+    grant::Grant,
     line::Line,
+    settings::{Settings, policies},
+    table::Table,
 };
 
-/// What the user sets.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) quotas: Vec<Quota>,
-    /// How long a call may wait; nothing where it is refused at once.
-    pub(crate) max_wait: Duration,
-    pub(crate) refuses: bool,
-    pub(crate) shadow: bool,
-    pub(crate) name: Option<Arc<str>>,
-    pub(crate) events: Events<Event>,
-}
+/// The bit of a word that says to ask under the lock.
+const ASK: u64 = 1 << 63;
 
-impl Settings {
-    fn rate(&self, quota: Quota) -> Rate {
-        let burst = if self.refuses {
-            Duration::from_secs(1)
-        } else {
-            Duration::from_millis(100)
-        };
-        Rate::new(quota, burst)
-    }
-}
+/// The tag of all who share one bucket.
+pub(crate) const SHARED: u64 = 0;
 
 #[derive(Debug)]
 pub(crate) struct Limiter {
+    /// A nanosecond before it was made: every moment is later than a word that nobody has changed.
     start: Instant,
-    locked: Mutex<Locked>,
+    table: Table,
+    pace: Pace,
+    policies: Arc<[QuotaPolicy]>,
+    /// Has a quota been changed, so that others know better what the policies are?
+    changed: AtomicU64,
+    pub(crate) hasher: RandomState,
     pub(crate) settings: Settings,
+    locked: Mutex<Locked>,
+}
+
+/// The rate of the words, changed only while all of them say to ask under the lock.
+#[derive(Debug)]
+struct Pace {
+    scale: AtomicU64,
+    token: AtomicU64,
+    burst: AtomicU64,
+    capacity: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Locked {
-    quotas: Vec<Quota>,
-    buckets: Buckets,
-    line: Line,
+    terms: Vec<Terms>,
+    policies: Arc<[QuotaPolicy]>,
+    /// The buckets of every place, unless the words are them.
+    wide: Vec<u128>,
+    /// The terms of the first quota at every place, where each key says what its quota is.
+    own: Vec<Terms>,
+    /// Those who wait, by place.
+    lines: HashMap<usize, Line>,
+    last_ticket: u64,
+    /// When everything will be paid back that was charged and was not there.
+    owed_until: u64,
+}
+
+/// A call that asks for tokens.
+pub(crate) struct Ask<'a> {
+    pub(crate) tag: u64,
+    pub(crate) cost: u64,
+    /// The quota of the key, if it has its own.
+    pub(crate) quota: Option<Quota>,
+    pub(crate) key: &'a dyn Fn() -> Option<Arc<str>>,
+    /// By when the call must have ended.
+    pub(crate) due: &'a dyn Fn() -> Option<Instant>,
+    /// Where to say what is left.
+    pub(crate) report: Option<&'a LimitReport>,
 }
 
 /// What becomes of a call.
-#[derive(Debug)]
 pub(crate) enum Asked {
-    Granted(Grant),
+    Granted,
     Waits(Grant),
-    Refused(Rejected),
+    Refused(BoxError),
 }
 
-/// The tokens of one call, or its place in the line. Dropped before they are [spent](Self::spend), they are given back.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    limiter: Arc<Limiter>,
-    cost: u64,
-    /// Nothing for a call that did not have to wait.
-    ticket: Option<u64>,
-    since: Instant,
-    open: bool,
+/// What a word says to a call, and by which rate; of the bucket, when it will be full.
+enum Said {
+    Granted(Rate, u64),
+    Denied(Denied, Rate, u64),
+    Ask,
+}
+
+/// What is decided under the lock.
+enum Decision {
+    Granted,
+    Waits,
+    WouldWait(Duration),
+    Denied(Denied),
+}
+
+/// Where a caller stands with one quota, which may be its own.
+struct Standing {
+    quota: usize,
+    own: Option<Quota>,
+    left: u64,
+    reset: Duration,
 }
 
 impl Limiter {
     pub(crate) fn new(settings: Settings) -> Self {
-        let buckets = Buckets::new(settings.quotas.iter().map(|quota| settings.rate(*quota)));
+        let quotas = settings.quotas.iter();
+        let terms: Vec<_> = quotas.map(|quota| settings.terms(*quota)).collect();
+        let narrow = !settings.own_quotas && terms.len() == 1 && terms[0].rate.fits();
+        let table = Table::new(settings.max_keys, if narrow { 0 } else { ASK });
+        let places = table.shared() + 1;
+        let policies = policies(terms.iter());
         Self {
-            start: clock::now(),
+            start: clock::now() - Duration::from_nanos(1),
+            pace: Pace::new(&terms[0].rate),
+            policies: policies.clone(),
+            changed: AtomicU64::new(0),
+            hasher: RandomState::new(),
             locked: Mutex::new(Locked {
-                quotas: settings.quotas.clone(),
-                buckets,
-                line: Line::default(),
+                wide: vec![0; if narrow { 0 } else { places * terms.len() }],
+                own: vec![terms[0]; if settings.own_quotas { places } else { 0 }],
+                terms,
+                policies,
+                lines: HashMap::new(),
+                last_ticket: 0,
+                owed_until: 0,
             }),
+            table,
             settings,
         }
     }
 
-    /// Nanoseconds since it was made. A clock that steps back stands still.
+    /// Nanoseconds since it was made.
     fn nanos(&self, now: Instant) -> u64 {
         now.to_bits().saturating_sub(self.start.to_bits())
     }
 
+    /// The moment so many nanoseconds after it was made.
+    pub(crate) fn moment(&self, nanos: u64) -> Instant {
+        self.start + Duration::from_nanos(nanos)
+    }
+
     /// Asks for tokens, and waits for them no longer than it may: that is known at once.
-    pub(crate) fn ask(self: &Arc<Self>, cost: u64, deadline: Option<Instant>) -> Asked {
+    #[inline]
+    pub(crate) fn ask(self: &Arc<Self>, ask: &Ask<'_>) -> Asked {
         let since = clock::now();
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(since));
-        let longest = left.map_or(self.settings.max_wait, |left| {
-            left.min(self.settings.max_wait)
-        });
-        let (outcome, woken) = {
-            let mut locked = lock(&self.locked);
-            let now = self.nanos(since);
-            let Locked { buckets, line, .. } = &mut *locked;
-            let woken = line.advance(buckets, now);
-            (self.decide(buckets, line, now, cost, longest), woken)
-        };
-        woken.into_iter().for_each(Waker::wake);
-        let grant = |ticket, open| Grant {
-            limiter: self.clone(),
-            cost,
-            ticket,
-            since,
-            open,
-        };
-        match outcome {
-            Decision::Granted => Asked::Granted(grant(None, true)),
-            Decision::WouldWait(wait) => {
-                self.settings.events.emit(&Event::WouldWait { wait, cost });
-                Asked::Granted(grant(None, true))
-            }
-            Decision::Waits(ticket) => Asked::Waits(grant(Some(ticket), true)),
-            Decision::Denied(denial) => {
-                let retry_after = match denial.denied {
-                    Denied::For(wait) => Some(wait),
-                    Denied::Forever => None,
-                };
-                let reason = if retry_after.is_some() {
-                    Reason::Exceeded
-                } else {
-                    Reason::TooLarge
-                };
-                self.settings.events.emit(&Event::Refused {
-                    reason,
-                    quota: denial.quota,
-                    cost,
-                    retry_after,
-                    shadow: self.settings.shadow,
-                });
-                if self.settings.shadow {
-                    // Nothing is taken that would not have been.
-                    return Asked::Granted(grant(None, false));
+        let now = self.nanos(since);
+        match self.ask_word(ask.tag, now, ask.cost) {
+            Said::Granted(rate, full) => {
+                if let Some(report) = ask.report {
+                    report.add(self.limit(&Standing::by_word(&rate, full, now)));
                 }
-                Asked::Refused(self.rejected(denial.quota, cost, retry_after))
+                self.admitted(ask.cost, || Duration::ZERO);
+                Asked::Granted
+            }
+            Said::Denied(denied, rate, full)
+                if self.settings.max_wait.is_zero() && !self.settings.shadow =>
+            {
+                Asked::Refused(self.refuse(ask, denied, &Standing::by_word(&rate, full, now)))
+            }
+            Said::Denied(..) | Said::Ask => self.ask_in_turn(ask, since),
+        }
+    }
+
+    /// Asks the word alone.
+    #[inline]
+    fn ask_word(&self, tag: u64, now: u64, cost: u64) -> Said {
+        let place = match tag {
+            SHARED => self.table.shared(),
+            tag => match self.table.find(tag) {
+                Some(place) => place,
+                None => return Said::Ask,
+            },
+        };
+        let word = self.table.word(place);
+        // Acquire, with the release of whoever has stored it under the lock: the rate and the tag that belong to it are
+        // seen then too, or newer ones.
+        let mut full = word.load(Ordering::Acquire);
+        loop {
+            // The place may have been given to another key since it was found.
+            if full & ASK != 0 || (tag != SHARED && !self.table.is_of(place, tag)) {
+                return Said::Ask;
+            }
+            // If the rate is being changed, so is the word, and what is reckoned with it comes to nothing.
+            let rate = self.pace.load();
+            let units = rate.units(now);
+            match rate.take(full.into(), units, 0, cost) {
+                Ok(_) if cost == 0 => return Said::Granted(rate, full),
+                Ok(then) => {
+                    let Ok(then @ 0..ASK) = u64::try_from(then) else {
+                        return Said::Ask;
+                    };
+                    // Acquire as above. No release: nothing belongs to the new word that did not belong to the old one.
+                    match word.compare_exchange_weak(
+                        full,
+                        then,
+                        Ordering::Acquire,
+                        Ordering::Acquire,
+                    ) {
+                        Ok(_) => return Said::Granted(rate, then),
+                        Err(other) => full = other,
+                    }
+                }
+                // It owes more than it holds, or the clock has stepped back.
+                Err(Denied::For(_)) if u128::from(full) > units + rate.capacity => {
+                    return Said::Ask;
+                }
+                Err(denied) => {
+                    // The rate was read before the word is read again: it belongs to it if that is the same.
+                    let now = word.load(Ordering::Acquire);
+                    if now == full {
+                        return Said::Denied(denied, rate, full);
+                    }
+                    full = now;
+                }
             }
         }
     }
 
+    /// Asks under the lock, behind those who wait.
+    #[inline(never)]
+    fn ask_in_turn(self: &Arc<Self>, ask: &Ask<'_>, since: Instant) -> Asked {
+        let left = (ask.due)().map(|due| due.saturating_duration_since(since));
+        let longest = left.unwrap_or(Duration::MAX).min(self.settings.max_wait);
+        let now = self.nanos(since);
+        let mut locked = lock(&self.locked);
+        let (place, note) = self.place_for(&mut locked, ask.tag, now);
+        let shares = place == self.table.shared();
+        locked.last_ticket += 1;
+        let ticket = locked.last_ticket;
+        let own = ask.quota.filter(|_| !shares);
+        let own = own.map(|quota| self.settings.terms(quota));
+        let done = self.act(&mut locked, place, now, |buckets, line| {
+            let mut woken = Vec::new();
+            if let Some(own) = own
+                && buckets.set_own(own, now)
+            {
+                woken = line.reckon(buckets, now);
+            }
+            woken.append(&mut line.advance(buckets, now));
+            let (quota, decision) = self.decide(buckets, line, now, ask.cost, longest, ticket);
+            let standing = Standing::of(buckets, quota, now);
+            (decision, standing, woken)
+        });
+        drop(locked);
+        let ((decision, standing, woken), more) = done;
+        woken.into_iter().chain(more).for_each(wake);
+        if let Some(note) = note {
+            self.settings.events.emit(&note);
+        }
+        let cost = ask.cost;
+        match decision {
+            Decision::Waits => {
+                let tag = if shares { SHARED } else { ask.tag };
+                return Asked::Waits(Grant::new(self.clone(), tag, cost, ticket, since));
+            }
+            Decision::Denied(denied) => {
+                let refused = self.refuse(ask, denied, &standing);
+                if !self.settings.shadow {
+                    return Asked::Refused(refused);
+                }
+                // Nothing is taken that would not have been.
+                self.admitted(0, || Duration::ZERO);
+                return Asked::Granted;
+            }
+            Decision::WouldWait(wait) => {
+                self.settings.events.emit(&Event::WouldWait { wait, cost });
+            }
+            Decision::Granted => {}
+        }
+        if let Some(report) = ask.report {
+            report.add(self.limit(&standing));
+        }
+        self.admitted(cost, || Duration::ZERO);
+        Asked::Granted
+    }
+
+    /// Joins the line of all for one token, however long that takes.
+    pub(crate) fn join(self: &Arc<Self>) -> Grant {
+        let since = clock::now();
+        let mut locked = lock(&self.locked);
+        let now = self.nanos(since);
+        locked.last_ticket += 1;
+        let ticket = locked.last_ticket;
+        let ((), woken) = self.act(&mut locked, self.table.shared(), now, |buckets, line| {
+            let due = match buckets.wait(now, line.cost(), 1) {
+                Ok((_, wait)) => after(now, wait),
+                Err(denial) => denial.due(now),
+            };
+            line.join(ticket, 1, due);
+        });
+        drop(locked);
+        woken.into_iter().for_each(wake);
+        Grant::new(self.clone(), SHARED, 1, ticket, since)
+    }
+
+    /// Decides what becomes of a call, and which quota it is that bounds it.
     fn decide(
         &self,
-        buckets: &mut Buckets,
+        buckets: &mut Buckets<'_>,
         line: &mut Line,
         now: u64,
         cost: u64,
         longest: Duration,
-    ) -> Decision {
+        ticket: u64,
+    ) -> (usize, Decision) {
         match buckets.wait(now, line.cost(), cost) {
-            Err(denial) => Decision::Denied(denial),
+            Err(Denial { quota, denied }) => (quota, Decision::Denied(denied)),
             // A call that costs nothing looks whether there is something, and waits for nobody.
             Ok((_, wait)) if wait.is_zero() && (line.len() == 0 || cost == 0) => {
                 buckets.charge(now, cost);
-                Decision::Granted
+                (buckets.fewest(now), Decision::Granted)
             }
-            Ok((quota, wait)) if wait > longest => Decision::Denied(Denial {
-                quota,
-                denied: Denied::For(wait),
-            }),
-            Ok((_, wait)) if self.settings.shadow => {
+            Ok((quota, wait)) if wait > longest => (quota, Decision::Denied(Denied::For(wait))),
+            Ok((quota, wait)) if self.settings.shadow => {
                 buckets.charge(now, cost);
-                Decision::WouldWait(wait)
+                (quota, Decision::WouldWait(wait))
             }
-            Ok((_, wait)) => Decision::Waits(line.join(cost, after(now, wait))),
+            Ok((quota, wait)) => {
+                line.join(ticket, cost, after(now, wait));
+                (quota, Decision::Waits)
+            }
         }
     }
 
-    fn rejected(&self, quota: usize, cost: u64, retry_after: Option<Duration>) -> Rejected {
-        let quota = self.quota(quota);
-        let reason = match (retry_after, quota) {
-            (Some(_), Some(quota)) => format!("the quota of {quota} is used up"),
-            (_, Some(quota)) => format!("{cost} tokens are more than a burst of {quota} holds"),
-            (_, None) => String::from("the quota is used up"),
+    /// The place of a tag, or a new one, or the shared one if there is none; and what there is to tell of that.
+    fn place_for(&self, locked: &mut Locked, tag: u64, now: u64) -> (usize, Option<Event>) {
+        if locked.wide.is_empty() && locked.narrow_units(now) >= ASK / 4 * 3 {
+            self.widen(locked);
+        }
+        if tag == SHARED {
+            return (self.table.shared(), None);
+        }
+        if let Some(place) = self.table.find(tag) {
+            return (place, None);
+        }
+        let claimed = if locked.wide.is_empty() {
+            // What is later than any word that is free: a word is never again what it was before.
+            let now = locked.narrow_units(now);
+            let is_free = |place| self.table.word(place).load(Ordering::Relaxed) < now;
+            let seize = |place| {
+                let word = self.table.word(place);
+                let full = word.load(Ordering::Relaxed);
+                // Acquire, to see nothing of later than that the place was free; the tag follows with release.
+                let asks = (Ordering::Acquire, Ordering::Relaxed);
+                full < now
+                    && word
+                        .compare_exchange(full, now | ASK, asks.0, asks.1)
+                        .is_ok()
+            };
+            self.table.claim(tag, is_free, seize)
+        } else {
+            let is_free = |place| !locked.lines.contains_key(&place) && locked.is_full(place, now);
+            let claimed = self.table.claim(tag, is_free, |_| true);
+            if let Some((place, _)) = claimed {
+                locked.empty_out(place);
+            }
+            claimed
         };
-        let mut rejected = Rejected::new("rate limit", reason);
+        match claimed {
+            Some((place, false)) => (place, None),
+            Some((place, true)) => (place, Some(Event::Evicted)),
+            None => (self.table.shared(), Some(Event::Overflow)),
+        }
+    }
+
+    /// Works on the buckets of one place and on those who wait for them, and lets those through whose turn has come by that.
+    /// Returns whom to wake.
+    fn act<T>(
+        &self,
+        locked: &mut Locked,
+        place: usize,
+        now: u64,
+        act: impl FnOnce(&mut Buckets<'_>, &mut Line) -> T,
+    ) -> (T, Vec<Waker>) {
+        let Locked {
+            terms,
+            wide,
+            own,
+            lines,
+            ..
+        } = locked;
+        let word = self.table.word(place);
+        let narrow = wide.is_empty();
+        let mut one = [0];
+        let full = if narrow {
+            // From here on nobody else changes it. Acquire, to see what those have seen who changed it last.
+            one[0] = (word.fetch_or(ASK, Ordering::Acquire) & !ASK).into();
+            &mut one
+        } else {
+            &mut wide[place * terms.len()..][..terms.len()]
+        };
+        let mut line = if lines.is_empty() {
+            Line::default()
+        } else {
+            lines.remove(&place).unwrap_or_default()
+        };
+        let mut buckets = Buckets::new(terms, own.get(place).copied(), full, locked.owed_until);
+        buckets.keep_within(now);
+        let done = act(&mut buckets, &mut line);
+        let woken = line.advance(&mut buckets, now);
+        locked.owed_until = buckets.owed_until();
+        if let (Some(own), Some(new)) = (own.get_mut(place), buckets.own()) {
+            *own = new;
+        }
+        if narrow {
+            let ask = if line.len() > 0 { ASK } else { 0 };
+            let full = u64::try_from(one[0]).map_or(ASK - 1, |full| full.min(ASK - 1));
+            // Release: whoever reads it sees what was changed under the lock before.
+            word.store(full | ask, Ordering::Release);
+        }
+        if line.len() > 0 {
+            lines.insert(place, line);
+        }
+        (done, woken)
+    }
+
+    /// Works on the buckets and the line of a tag, if it has any; it has all its tokens if it has none.
+    pub(crate) fn step<T>(
+        &self,
+        tag: u64,
+        act: impl FnOnce(&mut Buckets<'_>, &mut Line, u64) -> T,
+    ) -> Option<T> {
+        let mut locked = lock(&self.locked);
+        let now = self.nanos(clock::now());
+        let place = match tag {
+            SHARED => self.table.shared(),
+            tag => self.table.find(tag)?,
+        };
+        let done = self.act(&mut locked, place, now, |buckets, line| {
+            act(buckets, line, now)
+        });
+        drop(locked);
+        done.1.into_iter().for_each(wake);
+        Some(done.0)
+    }
+
+    fn refuse(&self, ask: &Ask<'_>, denied: Denied, standing: &Standing) -> BoxError {
+        let (reason, retry_after) = match denied {
+            Denied::For(wait) => (Reason::Exceeded, Some(wait)),
+            Denied::Forever => (Reason::TooLarge, None),
+        };
+        let key = (ask.key)();
+        if !self.settings.events.is_empty() {
+            self.settings.events.emit(&Event::Refused {
+                reason,
+                quota: standing.quota,
+                cost: ask.cost,
+                retry_after,
+                key: key.clone(),
+                shadow: self.settings.shadow,
+            });
+        }
+        let mut rejected = Rejected::new("rate limit", reason.text()).over(self.limit(standing));
         if let Some(name) = &self.settings.name {
             rejected = rejected.named(name.clone());
         }
-        match retry_after {
-            Some(retry_after) => rejected.after(retry_after),
-            None => rejected,
+        if let Some(key) = key {
+            rejected = rejected.keyed(key);
+        }
+        if let Some(retry_after) = retry_after {
+            rejected = rejected.after(retry_after);
+        }
+        rejected.into()
+    }
+
+    pub(crate) fn admitted(&self, cost: u64, waited: impl FnOnce() -> Duration) {
+        if !self.settings.events.is_empty() {
+            let waited = waited();
+            self.settings.events.emit(&Event::Admitted { waited, cost });
         }
     }
 
-    /// Works on buckets and line, and wakes whose turn has come by that.
-    fn step<T>(&self, work: impl FnOnce(&mut Locked, u64) -> T) -> T {
-        let mut locked = lock(&self.locked);
-        let now = self.nanos(clock::now());
-        let done = work(&mut locked, now);
-        let Locked { buckets, line, .. } = &mut *locked;
-        let woken = line.advance(buckets, now);
-        drop(locked);
-        woken.into_iter().for_each(Waker::wake);
-        done
+    /// Says how the holder of a tag stands.
+    pub(crate) fn report_to(&self, report: &LimitReport, tag: u64) {
+        let standing = self.step(tag, |buckets, _, now| {
+            Standing::of(buckets, buckets.fewest(now), now)
+        });
+        if let Some(standing) = standing {
+            report.add(self.limit(&standing));
+        }
     }
 
-    pub(crate) fn quota(&self, quota: usize) -> Option<Quota> {
-        lock(&self.locked).quotas.get(quota).copied()
+    fn limit(&self, standing: &Standing) -> ServiceLimit {
+        let mut policies = if self.changed.load(Ordering::Acquire) == 0 {
+            self.policies.clone()
+        } else {
+            lock(&self.locked).policies.clone()
+        };
+        if let Some(own) = &standing.own {
+            let mut list = policies.to_vec();
+            list[0] = own.policy();
+            policies = list.into();
+        }
+        ServiceLimit {
+            policies,
+            bound: standing.quota,
+            remaining: standing.left,
+            reset: standing.reset,
+        }
     }
 
-    pub(crate) fn set_quota(&self, place: usize, quota: Quota) -> bool {
-        let rate = self.settings.rate(quota);
+    pub(crate) fn quota(&self, number: usize) -> Option<Quota> {
+        let locked = lock(&self.locked);
+        locked.terms.get(number).map(|terms| terms.quota)
+    }
+
+    pub(crate) fn set_quota(&self, number: usize, quota: Quota) -> bool {
+        let new = self.settings.terms(quota);
         let mut locked = lock(&self.locked);
         let now = self.nanos(clock::now());
-        let Locked {
-            quotas,
-            buckets,
-            line,
-        } = &mut *locked;
-        let Some(old) = quotas.get_mut(place) else {
+        let Some(old) = locked.terms.get(number).copied() else {
             return false;
         };
-        *old = quota;
-        buckets.set(place, rate, now);
-        let woken = line.reckon(buckets, now);
+        let (shared, count) = (self.table.shared(), locked.terms.len());
+        if locked.wide.is_empty() {
+            if new.rate.fits() {
+                self.turn_words(&old.rate, &new.rate, now);
+                self.pace.store(&new.rate);
+            } else {
+                self.widen(&mut locked);
+            }
+        }
+        // A key that says what its quota is goes on with that.
+        let all = locked.own.is_empty() || number > 0;
+        for (place, full) in locked.wide.chunks_mut(count).enumerate() {
+            if all || place == shared {
+                full[number] = new.rate.take_over(&old.rate, full[number], now);
+            }
+        }
+        if number == 0
+            && let Some(own) = locked.own.get_mut(shared)
+        {
+            *own = new;
+        }
+        locked.terms[number] = new;
+        locked.policies = policies(locked.terms.iter());
+        self.changed.store(1, Ordering::Release);
+        let waiting = locked.lines.keys().copied().collect();
+        let places: Vec<_> = if locked.wide.is_empty() {
+            (0..=shared).collect()
+        } else {
+            waiting
+        };
+        let mut woken = Vec::new();
+        for place in places {
+            let (mut them, mut more) = self.act(&mut locked, place, now, |buckets, line| {
+                line.reckon(buckets, now)
+            });
+            woken.append(&mut them);
+            woken.append(&mut more);
+        }
         drop(locked);
-        woken.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(wake);
         true
     }
 
-    /// Puts right what a call was charged that has turned out to cost something else.
-    pub(crate) fn settle(&self, reserved: u64, used: u64) {
-        self.step(|locked, now| {
-            if let Some(more) = used.checked_sub(reserved) {
-                locked.buckets.charge(now, more);
-            } else {
-                locked.buckets.give_back(reserved - used);
-            }
-        });
+    /// Takes all words over from one rate to another, and leaves them such that they ask.
+    fn turn_words(&self, old: &Rate, new: &Rate, now: u64) {
+        for place in 0..=self.table.shared() {
+            let word = self.table.word(place);
+            let full = word.fetch_or(ASK, Ordering::Acquire) & !ASK;
+            let turned = new.take_over(old, full.into(), now);
+            let turned = u64::try_from(turned).map_or(ASK - 1, |it| it.min(ASK - 1));
+            // It must be another one, so that nobody takes it for the old one, whose rate he knows.
+            let turned = if turned == full { turned + 1 } else { turned };
+            word.store(turned | ASK, Ordering::Release);
+        }
     }
 
-    /// The tokens that are there, how long until there is one, and how many wait.
-    pub(crate) fn look(&self) -> (u64, Duration, usize) {
-        self.step(|locked, now| {
-            let line = &locked.line;
-            let wait = locked.buckets.wait(now, line.cost(), 1);
+    /// Keeps the buckets in another form than the words, for good.
+    fn widen(&self, locked: &mut Locked) {
+        let places = 0..=self.table.shared();
+        // Acquire, to see what those have seen who changed it last.
+        let words = places.map(|place| self.table.word(place).fetch_or(ASK, Ordering::Acquire));
+        locked.wide = words.map(|word| (word & !ASK).into()).collect();
+    }
+
+    /// Puts right what a call was charged that has turned out to cost something else.
+    pub(crate) fn settle(&self, tag: u64, reserved: u64, used: u64) {
+        let mut locked = lock(&self.locked);
+        let now = self.nanos(clock::now());
+        let (place, _) = self.place_for(&mut locked, tag, now);
+        let ((), woken) = self.act(&mut locked, place, now, |buckets, _| {
+            if let Some(more) = used.checked_sub(reserved) {
+                buckets.charge(now, more);
+            } else {
+                buckets.give_back(now, reserved - used);
+            }
+        });
+        drop(locked);
+        woken.into_iter().for_each(wake);
+    }
+
+    /// The tokens that are there for a tag, how long until there is one, and how many wait.
+    pub(crate) fn look(&self, tag: u64) -> (u64, Duration, usize) {
+        let look = |buckets: &mut Buckets<'_>, line: &mut Line, now| {
+            let wait = buckets.wait(now, line.cost(), 1);
             let wait = wait.map_or(Duration::ZERO, |(_, wait)| wait);
-            (locked.buckets.left(now), wait, line.len())
+            let (left, _) = buckets.standing(buckets.fewest(now), now);
+            (left, wait, line.len())
+        };
+        self.step(tag, look).unwrap_or_else(|| {
+            let terms = lock(&self.locked).terms.clone();
+            let mut full = vec![0; terms.len()];
+            let mut buckets = Buckets::new(&terms, None, &mut full, 0);
+            look(&mut buckets, &mut Line::default(), 1)
         })
     }
-}
 
-enum Decision {
-    Granted,
-    Waits(u64),
-    WouldWait(Duration),
-    Denied(Denial),
-}
-
-impl Grant {
-    /// The moment to look again; nothing if the tokens are there.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Option<Instant> {
-        let ticket = self.ticket?;
-        let (mut mine, mut old) = (waker.clone(), Waker::noop().clone());
-        let due = self.limiter.step(|locked, now| {
-            let Locked { buckets, line, .. } = locked;
-            // Whoever looks need not be woken.
-            line.wait(ticket, &mut old, buckets, now);
-            let woken = line.advance(buckets, now);
-            (line.wait(ticket, &mut mine, buckets, now), woken)
-        });
-        let (due, woken) = due;
-        woken.into_iter().for_each(Waker::wake);
-        if due.is_none() {
-            self.ticket = None;
+    /// The keys whose buckets are not full.
+    pub(crate) fn keys(&self) -> usize {
+        let locked = lock(&self.locked);
+        let now = self.nanos(clock::now());
+        let places = 0..self.table.shared();
+        if locked.wide.is_empty() {
+            let now = locked.narrow_units(now);
+            places
+                .filter(|place| self.table.word(*place).load(Ordering::Relaxed) >= now)
+                .count()
+        } else {
+            places.filter(|place| !locked.is_full(*place, now)).count()
         }
-        due.map(|due| self.limiter.start + Duration::from_nanos(due))
-    }
-
-    /// The call is made.
-    pub(crate) fn spend(mut self) {
-        self.open = false;
-        let waited = clock::now().saturating_duration_since(self.since);
-        self.limiter.settings.events.emit(&Event::Admitted {
-            waited,
-            cost: self.cost,
-        });
     }
 }
 
-impl Drop for Grant {
-    fn drop(&mut self) {
-        if !self.open {
-            return;
+impl Locked {
+    /// A moment as it is in a word.
+    fn narrow_units(&self, now: u64) -> u64 {
+        u64::try_from(self.terms[0].rate.units(now)).map_or(ASK - 1, |units| units.min(ASK - 1))
+    }
+
+    /// Is everything there at a place, in the form that words have not?
+    fn is_full(&self, place: usize, now: u64) -> bool {
+        let full = &self.wide[place * self.terms.len()..][..self.terms.len()];
+        are_full(self.own.get(place), &self.terms, full, now)
+    }
+
+    /// Makes a place such that nobody has ever taken anything.
+    fn empty_out(&mut self, place: usize) {
+        let count = self.terms.len();
+        self.wide[place * count..][..count].fill(0);
+        if let Some(own) = self.own.get_mut(place) {
+            *own = self.terms[0];
         }
-        let (ticket, cost) = (self.ticket, self.cost);
-        let _left = self.limiter.step(|locked, _| {
-            let left = ticket.and_then(|ticket| locked.line.leave(ticket));
-            if left.is_none() {
-                locked.buckets.give_back(cost);
-            }
-            left
-        });
-        let waited = clock::now().saturating_duration_since(self.since);
-        self.limiter
-            .settings
-            .events
-            .emit(&Event::Cancelled { waited, cost });
+    }
+}
+
+impl Pace {
+    fn new(rate: &Rate) -> Self {
+        let pace = Self {
+            scale: AtomicU64::new(0),
+            token: AtomicU64::new(0),
+            burst: AtomicU64::new(0),
+            capacity: AtomicU64::new(0),
+        };
+        pace.store(rate);
+        pace
+    }
+
+    /// Stores a rate that [fits](Rate::fits); of another one nothing is ever read.
+    fn store(&self, rate: &Rate) {
+        let narrow = |units| u64::try_from(units).unwrap_or(u64::MAX);
+        // Release, with the acquire of `load`: whoever reads any of them sees that the words say to ask.
+        self.scale.store(rate.scale, Ordering::Release);
+        self.token.store(narrow(rate.token), Ordering::Release);
+        self.burst.store(rate.burst, Ordering::Release);
+        self.capacity
+            .store(narrow(rate.capacity), Ordering::Release);
+    }
+
+    #[inline]
+    fn load(&self) -> Rate {
+        Rate {
+            scale: self.scale.load(Ordering::Acquire),
+            token: self.token.load(Ordering::Acquire).into(),
+            burst: self.burst.load(Ordering::Acquire),
+            capacity: self.capacity.load(Ordering::Acquire).into(),
+        }
+    }
+}
+
+impl Standing {
+    fn by_word(rate: &Rate, full: u64, now: u64) -> Self {
+        let (full, now) = (full.into(), rate.units(now));
+        Self {
+            quota: 0,
+            own: None,
+            left: rate.left(full, now),
+            reset: rate.next(full, now),
+        }
+    }
+
+    fn of(buckets: &Buckets<'_>, quota: usize, now: u64) -> Self {
+        let (left, reset) = buckets.standing(quota, now);
+        Self {
+            quota,
+            own: buckets.own().map(|own| own.quota),
+            left,
+            reset,
+        }
     }
 }

@@ -10,7 +10,6 @@ pub(crate) struct Line {
     waiting: VecDeque<Waiter>,
     /// What they all wait for.
     cost: u64,
-    last_ticket: u64,
 }
 
 #[derive(Debug)]
@@ -34,18 +33,16 @@ impl Line {
         self.cost
     }
 
-    /// Joins the end of the line.
-    pub(crate) fn join(&mut self, cost: u64, due: u64) -> u64 {
-        self.last_ticket += 1;
+    /// Joins the end of the line, with a ticket that is higher than all that were given out before.
+    pub(crate) fn join(&mut self, ticket: u64, cost: u64, due: u64) {
         self.cost = self.cost.saturating_add(cost);
         self.waiting.push_back(Waiter {
-            ticket: self.last_ticket,
+            ticket,
             cost,
             waker: Waker::noop().clone(),
             due,
             polled: false,
         });
-        self.last_ticket
     }
 
     /// Leaves the line before one's turn. Returns the waker, or nothing if one's turn has come.
@@ -62,7 +59,7 @@ impl Line {
         &mut self,
         ticket: u64,
         waker: &mut Waker,
-        buckets: &Buckets,
+        buckets: &Buckets<'_>,
         now: u64,
     ) -> Option<u64> {
         let place = self.place(ticket)?;
@@ -83,7 +80,7 @@ impl Line {
 
     /// Lets those through whose turn has come, and returns whom to wake: them, and the one who is then the first if he
     /// would look too late by himself.
-    pub(crate) fn advance(&mut self, buckets: &mut Buckets, now: u64) -> Vec<Waker> {
+    pub(crate) fn advance(&mut self, buckets: &mut Buckets<'_>, now: u64) -> Vec<Waker> {
         let mut woken = Vec::new();
         while let Some(first) = self.waiting.front_mut() {
             let Err(denial) = buckets.take(now, first.cost) else {
@@ -93,7 +90,7 @@ impl Line {
             };
             let due = denial.due(now);
             if mem::replace(&mut first.due, due) > due && first.polled {
-                woken.push(first.waker.clone());
+                woken.push(first.take_waker());
             }
             break;
         }
@@ -101,7 +98,7 @@ impl Line {
     }
 
     /// Reckons anew when everybody's turn will come, and returns them all: they have to look again.
-    pub(crate) fn reckon(&mut self, buckets: &Buckets, now: u64) -> Vec<Waker> {
+    pub(crate) fn reckon(&mut self, buckets: &Buckets<'_>, now: u64) -> Vec<Waker> {
         let mut ahead = 0;
         for waiter in &mut self.waiting {
             waiter.due = match buckets.wait(now, ahead, waiter.cost) {
@@ -111,15 +108,20 @@ impl Line {
             };
             ahead += waiter.cost;
         }
-        self.waiting
-            .iter()
-            .map(|waiter| waiter.waker.clone())
-            .collect()
+        self.waiting.iter_mut().map(Waiter::take_waker).collect()
     }
 
     fn place(&self, ticket: u64) -> Option<usize> {
         self.waiting
             .binary_search_by_key(&ticket, |waiter| waiter.ticket)
             .ok()
+    }
+}
+
+impl Waiter {
+    /// Takes the waker, to be woken outside the lock: a clone would be made within, by code of somebody else. Who comes back
+    /// brings a new one.
+    fn take_waker(&mut self) -> Waker {
+        mem::replace(&mut self.waker, Waker::noop().clone())
     }
 }

@@ -1,6 +1,8 @@
 //! How much is allowed.
 
-use std::{fmt, num::NonZeroU32, time::Duration};
+use std::{borrow::Cow, fmt, num::NonZeroU32, time::Duration};
+
+use buttress_core::QuotaPolicy;
 
 /// So many calls in so much time, and how many of them may come at once.
 ///
@@ -22,6 +24,7 @@ pub struct Quota {
     pub(crate) period: Duration,
     /// By default as the role of the layer has it.
     pub(crate) burst: Option<NonZeroU32>,
+    name: Option<&'static str>,
 }
 
 impl Quota {
@@ -69,11 +72,43 @@ impl Quota {
         }
     }
 
+    /// Tells it from the other quotas of a layer, to those who are refused or told what is left; by default `second`,
+    /// `minute`, `hour`, `day`, or the time that it is for.
+    #[must_use]
+    pub const fn name(self, name: &'static str) -> Self {
+        Self {
+            name: Some(name),
+            ..self
+        }
+    }
+
+    /// How others are told of it.
+    pub(crate) fn policy(&self) -> QuotaPolicy {
+        const SECOND: Duration = Duration::from_secs(1);
+        const MINUTE: Duration = Duration::from_mins(1);
+        const HOUR: Duration = Duration::from_hours(1);
+        const DAY: Duration = Duration::from_hours(24);
+
+        QuotaPolicy {
+            name: match (self.name, self.period) {
+                (Some(name), _) => name.into(),
+                (None, SECOND) => "second".into(),
+                (None, MINUTE) => "minute".into(),
+                (None, HOUR) => "hour".into(),
+                (None, DAY) => "day".into(),
+                (None, period) => Cow::Owned(format!("{period:?}")),
+            },
+            tokens: self.tokens.get().into(),
+            window: self.period,
+        }
+    }
+
     const fn of(tokens: NonZeroU32, period: Duration) -> Self {
         Self {
             tokens,
             period,
             burst: None,
+            name: None,
         }
     }
 }

@@ -3,81 +3,121 @@
 use std::{
     fmt,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use buttress_core::BoxError;
 use tower_service::Service;
 
 use crate::{
-    Cost, Due, NoDeadline, OneToken,
+    Cost, Due, Keys, NoDeadline, One, OneToken,
     future::ResponseFuture,
-    limiter::{Asked, Limiter},
+    gate::Gate,
+    limiter::{Ask, Asked, Limiter},
 };
 
 /// The service of a [`RateLimitLayer`](crate::RateLimitLayer). See the [crate docs](crate) for an example.
-pub struct RateLimit<S, C = OneToken, D = NoDeadline> {
+pub struct RateLimit<S, K = One, C = OneToken, D = NoDeadline> {
     inner: S,
     limiter: Arc<Limiter>,
+    keys: K,
     cost: C,
     deadline: D,
+    /// There is none where callers wait in the call.
+    gate: Option<Box<Gate>>,
 }
 
-impl<S, C, D> RateLimit<S, C, D> {
-    pub(crate) fn new(inner: S, limiter: Arc<Limiter>, cost: C, deadline: D) -> Self {
+impl<S, K, C, D> RateLimit<S, K, C, D> {
+    pub(crate) fn new(
+        inner: S,
+        limiter: Arc<Limiter>,
+        keys: K,
+        cost: C,
+        deadline: D,
+        waits: bool,
+    ) -> Self {
         Self {
             inner,
             limiter,
+            keys,
             cost,
             deadline,
+            gate: waits.then(Box::default),
         }
     }
 }
 
-impl<Req, S, C, D> Service<Req> for RateLimit<S, C, D>
+impl<Req, S, K, C, D> Service<Req> for RateLimit<S, K, C, D>
 where
     S: Service<Req, Error: Into<BoxError>> + Clone,
+    K: Keys<Req>,
     C: Cost<Req>,
-    D: Due<Req>,
+    D: Due<Req> + Clone,
 {
     type Response = S::Response;
     type Error = BoxError;
-    type Future = ResponseFuture<S, Req>;
+    type Future = ResponseFuture<S, Req, D>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
+        let Some(gate) = &mut self.gate else {
+            return self.inner.poll_ready(cx).map_err(Into::into);
+        };
+        // First the token: whoever waits for it does not hold what makes the service below ready.
+        ready!(gate.poll(&self.limiter, cx));
+        let inner = self.inner.poll_ready(cx);
+        if matches!(inner, Poll::Ready(Err(_))) {
+            gate.leave();
+        }
+        inner.map_err(Into::into)
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        let cost = self.cost.cost(&request);
-        match self.limiter.ask(cost, self.deadline.due(&request)) {
-            Asked::Granted(grant) => {
-                grant.spend();
-                ResponseFuture::called(self.inner.call(request))
-            }
+        if let Some(grant) = self.gate.as_mut().and_then(|gate| gate.take()) {
+            grant.spend(self.deadline.report(&request));
+            return ResponseFuture::called(self.inner.call(request));
+        }
+        let key = self.keys.key(&request);
+        let asked = self.limiter.ask(&Ask {
+            tag: K::tag(&key, &self.limiter.hasher),
+            cost: self.cost.cost(&request),
+            quota: self.keys.quota(&key),
+            key: &|| K::text(&key),
+            due: &|| self.deadline.due(&request),
+            report: self.deadline.report(&request),
+        });
+        match asked {
+            Asked::Granted => ResponseFuture::called(self.inner.call(request)),
             Asked::Waits(grant) => {
                 // Whoever waits does not hold what made the service ready: others may use it meanwhile.
                 let later = self.inner.clone();
                 self.inner = later.clone();
-                ResponseFuture::waiting(later, request, grant)
+                ResponseFuture::waiting(later, request, grant, self.deadline.clone())
             }
-            Asked::Refused(rejected) => ResponseFuture::refused(rejected.into()),
+            Asked::Refused(rejected) => ResponseFuture::refused(rejected),
         }
     }
 }
 
-impl<S: Clone, C: Clone, D: Clone> Clone for RateLimit<S, C, D> {
+impl<S: Clone, K: Clone, C: Clone, D: Clone> Clone for RateLimit<S, K, C, D> {
+    /// A clone has no token: it waits for its own.
     fn clone(&self) -> Self {
-        let (cost, deadline) = (self.cost.clone(), self.deadline.clone());
-        Self::new(self.inner.clone(), self.limiter.clone(), cost, deadline)
+        Self::new(
+            self.inner.clone(),
+            self.limiter.clone(),
+            self.keys.clone(),
+            self.cost.clone(),
+            self.deadline.clone(),
+            self.gate.is_some(),
+        )
     }
 }
 
-impl<S: fmt::Debug, C, D> fmt::Debug for RateLimit<S, C, D> {
+impl<S: fmt::Debug, K: fmt::Debug, C, D> fmt::Debug for RateLimit<S, K, C, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimit")
             .field("inner", &self.inner)
             .field("limiter", &self.limiter)
+            .field("keys", &self.keys)
             .finish_non_exhaustive()
     }
 }

@@ -187,7 +187,10 @@ async fn a_wait_that_would_be_too_long_is_refused_when_it_comes() {
     let refused = refusal(service.clone().oneshot(6).await);
     assert_eq!(clock::now(), start, "in no time");
     assert_eq!((refused.by(), refused.name()), ("rate limit", Some("api")));
-    assert_eq!(refused.reason(), "the quota of 10 per 1s is used up");
+    assert_eq!(
+        refused.to_string(),
+        "refused by rate limit api: the quota is used up (10 per 1s); try again after 600.0ms"
+    );
     assert_eq!(refused.retry_after(), Some(millis(600)));
     // It holds nothing: the next one would wait no longer.
     assert_eq!(
@@ -317,10 +320,7 @@ async fn a_request_that_is_too_large_is_refused_for_good() {
     let service = layer.layer(Backend::new());
     let refused = refusal(service.clone().oneshot(6).await);
     assert_eq!(refused.retry_after(), None);
-    assert_eq!(
-        refused.reason(),
-        "6 tokens are more than a burst of 10 per 1s holds"
-    );
+    assert_eq!(refused.reason(), "it costs more than a burst holds");
     assert!(matches!(
         log.lock().unwrap()[..],
         [Event::Refused {
@@ -345,7 +345,9 @@ async fn several_quotas_are_charged_together_or_not_at_all() {
     }
     for number in 0..50 {
         let refused = refusal(service.clone().oneshot(number).await);
-        assert_eq!(refused.reason(), "the quota of 10 per 60s is used up");
+        let limit = refused.limit().unwrap();
+        assert_eq!((limit.bound, limit.remaining), (1, 0));
+        assert_eq!(limit.policy().unwrap().name, "minute");
         assert_eq!(refused.retry_after(), Some(Duration::from_secs(6)));
     }
     // Nothing was taken from the first by what the second has refused.

@@ -1,0 +1,38 @@
+//! What the user sets.
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use buttress_core::{Events, QuotaPolicy};
+
+use crate::{Event, Quota, bucket::Terms, gcra::Rate};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) quotas: Vec<Quota>,
+    /// How long a call may wait; nothing where it is refused at once.
+    pub(crate) max_wait: Duration,
+    pub(crate) refuses: bool,
+    pub(crate) shadow: bool,
+    /// How many keys have a bucket of their own; nothing if all calls share one.
+    pub(crate) max_keys: Option<NonZeroUsize>,
+    /// Does each key say what its quota is?
+    pub(crate) own_quotas: bool,
+    pub(crate) name: Option<Arc<str>>,
+    pub(crate) events: Events<Event>,
+}
+
+impl Settings {
+    pub(crate) fn terms(&self, quota: Quota) -> Terms {
+        let burst = if self.refuses {
+            Duration::from_secs(1)
+        } else {
+            Duration::from_millis(100)
+        };
+        let rate = Rate::new(quota, burst);
+        Terms { quota, rate }
+    }
+}
+
+pub(crate) fn policies<'a>(terms: impl Iterator<Item = &'a Terms>) -> Arc<[QuotaPolicy]> {
+    terms.map(|terms| terms.quota.policy()).collect()
+}

@@ -1,0 +1,111 @@
+//! Where the buckets are: one for all, or one for each of so many keys, in words that are allocated at the start.
+//!
+//! A key is known by its hash, its tag. It has a place in one of two sets of eight, where it finds it whether or not
+//! others come and go: it is never moved. A place whose bucket is full is free: nothing is lost with it.
+
+use std::num::NonZeroUsize;
+
+use buttress_core::sync::{Apart, AtomicU64, Ordering};
+
+/// The places of a set: its tags fill one cache line, its words another.
+const WAYS: usize = 8;
+
+/// How many places there are for so many keys, in percent: with two sets to choose from, hardly a key finds none.
+const ROOM: u128 = 150;
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    sets: Box<[Apart<Set>]>,
+    /// The bucket of all who have no place of their own.
+    shared: Apart<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Set {
+    /// Nothing where there has never been anybody.
+    tags: [AtomicU64; WAYS],
+    words: [AtomicU64; WAYS],
+}
+
+impl Table {
+    /// Places for so many keys, whose words are all the same at first.
+    pub(crate) fn new(keys: Option<NonZeroUsize>, word: u64) -> Self {
+        let places = keys.map_or(0, |keys| keys.get() as u128 * ROOM / 100);
+        let sets = usize::try_from(places.div_ceil(WAYS as u128)).unwrap_or(usize::MAX);
+        let set = || Set {
+            tags: std::array::from_fn(|_| AtomicU64::new(0)),
+            words: std::array::from_fn(|_| AtomicU64::new(word)),
+        };
+        Self {
+            sets: (0..sets).map(|_| Apart(set())).collect(),
+            shared: Apart(AtomicU64::new(word)),
+        }
+    }
+
+    /// The place of all who have none of their own: the last one.
+    pub(crate) fn shared(&self) -> usize {
+        self.sets.len() * WAYS
+    }
+
+    #[inline]
+    pub(crate) fn word(&self, place: usize) -> &AtomicU64 {
+        match self.sets.get(place / WAYS) {
+            Some(Apart(set)) => &set.words[place % WAYS],
+            None => &self.shared.0,
+        }
+    }
+
+    /// Does a place belong to this tag? The shared one belongs to nobody.
+    #[inline]
+    pub(crate) fn is_of(&self, place: usize, tag: u64) -> bool {
+        match self.sets.get(place / WAYS) {
+            Some(Apart(set)) => set.tags[place % WAYS].load(Ordering::Relaxed) == tag,
+            None => false,
+        }
+    }
+
+    /// The place of a tag.
+    #[inline]
+    pub(crate) fn find(&self, tag: u64) -> Option<usize> {
+        self.choices(tag).into_iter().find_map(|set| {
+            let tags = &self.sets.get(set)?.0.tags;
+            // Acquire, with the release in `claim`: whoever finds the tag finds the word as it was claimed, or later.
+            let way = tags
+                .iter()
+                .position(|other| other.load(Ordering::Acquire) == tag)?;
+            Some(set * WAYS + way)
+        })
+    }
+
+    /// Claims a place for a tag that has none, under the limiter's lock: one that `is_free` and that is then to `seize`, or
+    /// nothing. Returns too whether somebody else's was forgotten for it.
+    pub(crate) fn claim(
+        &self,
+        tag: u64,
+        is_free: impl Fn(usize) -> bool,
+        seize: impl Fn(usize) -> bool,
+    ) -> Option<(usize, bool)> {
+        let free = |set: usize| (set * WAYS..(set + 1) * WAYS).filter(|place| is_free(*place));
+        let [one, other] = self.choices(tag);
+        let roomier_first = if free(one).count() < free(other).count() {
+            [other, one]
+        } else {
+            [one, other]
+        };
+        let place = roomier_first
+            .into_iter()
+            .find_map(|set| free(set).find(|place| seize(*place)))?;
+        let set = &self.sets.get(place / WAYS)?.0;
+        let before = set.tags[place % WAYS].swap(tag, Ordering::Release);
+        Some((place, before != 0))
+    }
+
+    /// The two sets of a tag.
+    #[inline]
+    fn choices(&self, tag: u64) -> [usize; 2] {
+        let sets = self.sets.len() as u128;
+        // Of 32 bits each, spread evenly over the sets.
+        [tag & u64::from(u32::MAX), tag >> 32]
+            .map(|bits| ((u128::from(bits) * sets) >> 32) as usize)
+    }
+}
