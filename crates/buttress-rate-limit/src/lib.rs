@@ -85,6 +85,7 @@
 //! What it promises in detail, with a number for each, is in [`promises`].
 
 mod bucket;
+pub mod client;
 mod event;
 pub mod future;
 mod gate;
