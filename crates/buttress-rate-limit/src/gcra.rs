@@ -138,7 +138,7 @@ const fn gcd(mut a: u128, mut b: u128) -> u128 {
     a
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(buttress_loom)))]
 mod tests {
     use std::num::NonZeroU32;
 

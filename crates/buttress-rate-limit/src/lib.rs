@@ -99,6 +99,8 @@ mod line;
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
 mod quota;
+#[cfg(all(test, buttress_loom))]
+mod races;
 mod service;
 mod settings;
 mod table;

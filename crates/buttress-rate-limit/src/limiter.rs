@@ -142,6 +142,11 @@ impl Limiter {
         now.to_bits().saturating_sub(self.start.to_bits())
     }
 
+    #[cfg(test)]
+    pub(crate) fn step_clock_ahead(&mut self, by: Duration) {
+        self.start = self.start - by;
+    }
+
     /// The moment so many nanoseconds after it was made.
     pub(crate) fn moment(&self, nanos: u64) -> Instant {
         self.start + Duration::from_nanos(nanos)
@@ -185,7 +190,7 @@ impl Limiter {
         let mut full = word.load(Ordering::Acquire);
         loop {
             // The place may have been given to another key since it was found.
-            if full & ASK != 0 || (tag != SHARED && !self.table.is_of(place, tag)) {
+            if tag != SHARED && !self.table.is_of(place, tag) {
                 return Said::Ask;
             }
             // If the rate is being changed, so is the word, and what is reckoned with it comes to nothing.
@@ -208,7 +213,8 @@ impl Limiter {
                         Err(other) => full = other,
                     }
                 }
-                // It owes more than it holds, or the clock has stepped back.
+                // It owes more than it holds, or the clock has stepped back; or the word says to ask, and seems to be later
+                // than any moment there is.
                 Err(Denied::For(_)) if u128::from(full) > units + rate.capacity => {
                     return Said::Ask;
                 }
@@ -348,12 +354,13 @@ impl Limiter {
             let seize = |place| {
                 let word = self.table.word(place);
                 let full = word.load(Ordering::Relaxed);
-                // Acquire, to see nothing of later than that the place was free; the tag follows with release.
-                let asks = (Ordering::Acquire, Ordering::Relaxed);
-                full < now
-                    && word
-                        .compare_exchange(full, now | ASK, asks.0, asks.1)
-                        .is_ok()
+                if full >= now {
+                    return false;
+                }
+                // Acquire, with whoever changed it last. The tag follows with release.
+                let seized =
+                    word.compare_exchange(full, now | ASK, Ordering::Acquire, Ordering::Relaxed);
+                seized.is_ok()
             };
             self.table.claim(tag, is_free, seize)
         } else {
@@ -568,9 +575,11 @@ impl Limiter {
             let word = self.table.word(place);
             let full = word.fetch_or(ASK, Ordering::Acquire) & !ASK;
             let turned = new.take_over(old, full.into(), now);
-            let turned = u64::try_from(turned).map_or(ASK - 1, |it| it.min(ASK - 1));
-            // It must be another one, so that nobody takes it for the old one, whose rate he knows.
-            let turned = if turned == full { turned + 1 } else { turned };
+            let turned = u64::try_from(turned).map_or(ASK - 2, |it| it.min(ASK - 2));
+            // If it means something else now it must be another one, so that nobody takes it for the old one, whose rate he
+            // knows. Nobody gets more by that, and a token comes a nanosecond later.
+            let same = (old.scale, old.token) == (new.scale, new.token);
+            let turned = turned + u64::from(turned == full && !same);
             word.store(turned | ASK, Ordering::Release);
         }
     }

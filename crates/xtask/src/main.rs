@@ -12,7 +12,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser};
 
 /// The crates that have loom models: every crate that keeps state in an atomic.
-const LOOM: &[&str] = &["buttress-breaker", "buttress-retry"];
+const LOOM: &[&str] = &["buttress-breaker", "buttress-rate-limit", "buttress-retry"];
 
 /// What went wrong, in one line.
 type Result<T> = std::result::Result<T, String>;
