@@ -5,6 +5,7 @@
 //!
 //! | feature | layer |
 //! |---|---|
+//! | `answer` | [`answer::AnswerLayer`]: on a server, makes responses of the refusals of the layers below |
 //! | `breaker` | [`breaker::BreakerLayer`]: stops calling what fails, and finds out with a few calls when it is well again |
 //! | `rate-limit` | [`rate_limit::RateLimitLayer`]: keeps to a rate, by waiting in order or by refusing |
 //! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
@@ -16,6 +17,8 @@ pub use buttress_core::{
     Applied, BoxError, Classify, Deadline, Hint, Kind, Rejected, Verdict, classify, clock,
 };
 
+#[cfg(feature = "answer")]
+pub use buttress_answer as answer;
 #[cfg(feature = "breaker")]
 pub use buttress_breaker as breaker;
 #[cfg(feature = "rate-limit")]

@@ -1,0 +1,125 @@
+//! Answer for the layers below: make a proper response of what they refuse, and of every error.
+//!
+//! # Example
+//!
+//! A server of axum behind a rate limiter. The layers stand around the router as they are:
+//!
+//! ```
+//! use std::num::NonZeroU32;
+//!
+//! use axum::{Router, body::Body, routing::post};
+//! use buttress_answer::AnswerLayer;
+//! use buttress_rate_limit::{Quota, RateLimitLayer};
+//! use http::Request;
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! const QUOTA: Quota = Quota::per_day(NonZeroU32::new(100).unwrap()).burst(NonZeroU32::MIN);
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), buttress_core::BoxError> {
+//! let app = Router::new().route("/payments", post(async || "paid")).layer(
+//!     ServiceBuilder::new()
+//!         .layer(AnswerLayer::http())
+//!         .layer(RateLimitLayer::new(QUOTA).refuse()),
+//! );
+//!
+//! let pay = || Request::post("/payments").body(Body::empty());
+//! assert_eq!(app.clone().oneshot(pay()?).await?.status(), 200);
+//! let refused = app.oneshot(pay()?).await?;
+//! assert_eq!(refused.headers()["retry-after"], "864");
+//! assert_eq!(refused.headers()["content-type"], "application/problem+json");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A server of tonic has it with `Server::builder().layer(..)`, and is built with [`AnswerLayer::grpc`].
+//!
+//! # Defaults
+//!
+//! | knob | default |
+//! |---|---|
+//! | [`AnswerLayer::http`] or [`AnswerLayer::grpc`] | one of the two |
+//! | [`on_error`](AnswerLayer::on_error) | 500 or `UNKNOWN`, and nothing of the error |
+//!
+//! # What becomes what
+//!
+//! | what comes from below | HTTP | gRPC |
+//! |---|---|---|
+//! | a response | as it is, with `RateLimit-Policy` and `RateLimit` if a limiter reports | as it is |
+//! | a refusal ([`Rejected`]) by a limiter | 429, `Retry-After`, the two fields | 8 `RESOURCE_EXHAUSTED`, pushback, or -1 where coming back is of no use |
+//! | any other refusal | 503, `Retry-After` if it is known | 14 `UNAVAILABLE`, pushback if it is known |
+//! | tower's [`Overloaded`] | 503 | 14 `UNAVAILABLE` |
+//! | tower's [`Elapsed`] | 504 | 4 `DEADLINE_EXCEEDED` |
+//! | every other error | [`on_error`](AnswerLayer::on_error), or 500 | [`on_error`](AnswerLayer::on_error), or 2 `UNKNOWN` |
+//!
+//! | what is sent | value | source |
+//! |---|---|---|
+//! | `Retry-After` | seconds, rounded up; at least 1, and not before `t` | RFC 9110, 10.2.3; the draft, 6 |
+//! | `RateLimit-Policy` | `"burst";q=10;w=1, "hour";q=1000;w=3600`: all quotas; `w` in seconds, rounded up, at least 1 | [the draft], 3 |
+//! | `RateLimit` | `"hour";r=100;t=3`: the quota that bounds most; `t` in seconds, rounded up | the draft, 4 |
+//! | names and numbers in these | what is not printable ASCII is `_`; 999,999,999,999,999 at most | RFC 9651, 3.3.1 and 3.3.3 |
+//! | the body of 429 | `application/problem+json`, type `quota-exceeded`, with `violated-policies` | RFC 9457; the draft, 5.1 |
+//! | the body of 500, 503, 504 | `application/problem+json`, type `about:blank` | RFC 9457, 4.2.1 |
+//! | `grpc-status`, `grpc-message` | in the head, with HTTP status 200 and no body | gRPC over HTTP/2 |
+//! | `grpc-retry-pushback-ms` | rounded up; from 1 to 2,147,483,647, or -1 for "do not" | gRPC proposal A6 |
+//! | `UNKNOWN` for other errors | a server's code ended the call with something other than a status | gRPC's status codes |
+//!
+//! [the draft]: https://www.ietf.org/archive/id/draft-ietf-httpapi-ratelimit-headers-10.txt
+//!
+//! Where several limiters report, each has a member of `RateLimit`; a name that is taken has a number added. The fields are
+//! not added where the handler has set one of them, and there is no `t` where it has set `Retry-After`. A request for HEAD
+//! is answered with the same head and no body.
+//!
+//! # State
+//!
+//! There is none. Each request has a [`LimitReport`] put among its extensions, which is all that a response costs: limiters
+//! below write into it what they let through. If there is one already, the layer that put it there tells of it.
+//!
+//! # Errors
+//!
+//! None: the error of the service is [`Infallible`](std::convert::Infallible). What is found in an error's chain of causes
+//! counts, the outermost first.
+//!
+//! The answer to a refusal has the [`Rejected`] among its extensions, as a mark for layers above: the handler never ran.
+//! A timeout has no mark, as it may have. A handler that is itself a client, and whose errors have a refusal of the client's
+//! own layers among their causes, must make responses or other errors of them first: it *has* run, and the quota is not
+//! one of those who call it.
+//!
+//! An error of `poll_ready` is final, and so it is the answer to every later call of that service; of a clone it is if the
+//! clone's own `poll_ready` fails too. Servers clone their service for each connection or request. An
+//! [`on_error`](AnswerLayer::on_error) finds the original error among the causes of the one that it gets.
+//!
+//! # Cancellation
+//!
+//! A call may be dropped at any time, and the call below is dropped with it.
+//!
+//! # Order in a stack
+//!
+//! Outermost on a server: above the idempotency layer, which has to see a refusal as one and not as a response to be kept,
+//! and above every limit, breaker, load shedding and timeout. Layers that only look, such as traces, may stand above it.
+//! Requests that wait for readiness, as those of a concurrency limit do, wait here too.
+//!
+//! # Promises
+//!
+//! What it promises in detail, with a number for each, is in [`promises`].
+//!
+//! [`Rejected`]: buttress_core::Rejected
+//! [`LimitReport`]: buttress_core::LimitReport
+//! [`Overloaded`]: tower::load_shed::error::Overloaded
+//! [`Elapsed`]: tower::timeout::error::Elapsed
+
+mod answers;
+mod body;
+mod failure;
+mod fields;
+pub mod future;
+mod grpc;
+mod layer;
+mod problem;
+#[doc = include_str!("../PROMISES.md")]
+pub mod promises {}
+mod service;
+
+pub use body::AnswerBody;
+pub use layer::AnswerLayer;
+pub use service::Answer;
