@@ -20,12 +20,17 @@
 //! let app = Router::new().route("/payments", post(async || "paid")).layer(
 //!     ServiceBuilder::new()
 //!         .layer(AnswerLayer::http())
-//!         .layer(RateLimitLayer::new(QUOTA).refuse()),
+//!         .layer(RateLimitLayer::http(QUOTA).refuse()),
 //! );
 //!
 //! let pay = || Request::post("/payments").body(Body::empty());
-//! assert_eq!(app.clone().oneshot(pay()?).await?.status(), 200);
+//! let paid = app.clone().oneshot(pay()?).await?;
+//! assert_eq!(paid.status(), 200);
+//! assert_eq!(paid.headers()["ratelimit-policy"], r#""day";q=100;w=86400"#);
+//! assert_eq!(paid.headers()["ratelimit"], r#""day";r=0;t=864"#);
+//!
 //! let refused = app.oneshot(pay()?).await?;
+//! assert_eq!(refused.status(), 429);
 //! assert_eq!(refused.headers()["retry-after"], "864");
 //! assert_eq!(refused.headers()["content-type"], "application/problem+json");
 //! # Ok(())
