@@ -48,9 +48,11 @@ impl Answers {
 /// Takes the body away and leaves the head as it would have been with it (RFC 9110, 9.3.2).
 fn behead(response: &mut Response<Bytes>) {
     let body = std::mem::take(response.body_mut());
-    let headers = response.headers_mut();
-    if !body.is_empty() && !headers.contains_key(header::CONTENT_LENGTH) {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if !body.is_empty() {
+        let length = HeaderValue::from(body.len());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The fields `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10.
 
-use std::{collections::HashSet, slice, sync::Arc, time::Duration};
+use std::{slice, sync::Arc, time::Duration};
 
 use buttress_core::ServiceLimit;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -35,19 +35,17 @@ pub(crate) fn add(headers: &mut HeaderMap, limits: &[ServiceLimit]) {
 /// Says it of the limiter that refused, and returns the name of the policy that was violated.
 pub(crate) fn add_refusal(headers: &mut HeaderMap, limit: &ServiceLimit) -> Option<String> {
     let names = write(headers, slice::from_ref(&limit), true);
-    let bound = names.into_iter().flatten().nth(limit.bound);
-    bound.map(Into::into)
+    names.into_iter().nth(limit.bound).map(Into::into)
 }
 
-/// Writes both fields, and returns the names that the policies have there.
-fn write(
-    headers: &mut HeaderMap,
-    limits: &[&ServiceLimit],
-    with_reset: bool,
-) -> Vec<Vec<sfv::String>> {
+/// Writes both fields, and returns the names that all the policies have there.
+fn write(headers: &mut HeaderMap, limits: &[&ServiceLimit], with_reset: bool) -> Vec<sfv::String> {
     let names = names(limits);
+    let mut rest = &names[..];
     let (mut policies, mut bounds) = (ListSerializer::new(), ListSerializer::new());
-    for (limit, names) in limits.iter().zip(&names) {
+    for limit in limits {
+        let (names, later) = rest.split_at(limit.policies.len());
+        rest = later;
         for (policy, name) in limit.policies.iter().zip(names) {
             let _ = policies
                 .bare_item(&**name)
@@ -73,24 +71,30 @@ fn write(
     names
 }
 
-/// The names of all policies as a field can have them: in ASCII (RFC 9651, 3.3.3), and no two the same.
-fn names(limits: &[&ServiceLimit]) -> Vec<Vec<sfv::String>> {
-    let mut used = HashSet::new();
-    let mut name = |name: &str| {
-        let printable = |letter| match letter {
-            ' '..='~' => letter,
-            _ => '_',
-        };
-        let name: String = name.chars().map(printable).collect();
-        let numbered = (2_u64..).map(|number| format!("{name}-{number}"));
-        let mut free = std::iter::once(name.clone()).chain(numbered);
-        let name = free.find(|name| used.insert(name.clone()));
-        let name = name.expect("there are more numbers than policies");
-        sfv::String::try_from(name).expect("every letter is printable")
+/// The names of all policies, one limiter's after the other's: as a field can have them, and no two the same.
+fn names(limits: &[&ServiceLimit]) -> Vec<sfv::String> {
+    let mut names: Vec<sfv::String> = Vec::new();
+    for policy in limits.iter().flat_map(|limit| &*limit.policies) {
+        let plain = printable(&policy.name);
+        let mut name = plain.clone();
+        let mut number = 1;
+        while names.contains(&name) {
+            number += 1;
+            name = printable(&format!("{plain}-{number}"));
+        }
+        names.push(name);
+    }
+    names
+}
+
+/// A name in ASCII (RFC 9651, 3.3.3).
+fn printable(name: &str) -> sfv::String {
+    let printable = |letter| match letter {
+        ' '..='~' => letter,
+        _ => '_',
     };
-    let policies = limits.iter().map(|limit| limit.policies.iter());
-    let names = policies.map(|policies| policies.map(|policy| name(&policy.name)).collect());
-    names.collect()
+    let name: String = name.chars().map(printable).collect();
+    sfv::String::try_from(name).expect("every letter is printable")
 }
 
 /// A number as a structured field can hold it: of 15 digits (RFC 9651, 3.3.1).

@@ -61,13 +61,16 @@ impl AnswerLayer {
     /// # tower::Layer::layer(&layer, ());
     /// ```
     ///
-    /// In gRPC, with the status that `tonic` makes of the error:
+    /// In gRPC, so that an error that is a status of `tonic` is answered with it:
     ///
     /// ```
     /// use buttress_answer::AnswerLayer;
     /// use tonic::Status;
     ///
-    /// let layer = AnswerLayer::grpc().on_error(|error| Some(Status::from_error(error).into_http()));
+    /// let layer = AnswerLayer::grpc().on_error(|error| {
+    ///     let status = Status::try_from_error(error).ok()?;
+    ///     Some(status.into_http())
+    /// });
     /// # tower::Layer::layer(&layer, ());
     /// ```
     #[must_use]

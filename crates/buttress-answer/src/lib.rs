@@ -78,7 +78,9 @@
 //! # State
 //!
 //! There is none. Each request has a [`LimitReport`] put among its extensions, which is all that a response costs: limiters
-//! below write into it what they let through. If there is one already, the layer that put it there tells of it.
+//! below write into it what they let through (`RateLimitLayer::http` does). If there is one already, the layer that put it
+//! there tells of it. A proxy that sends a request on with its extensions takes it out first: the limiters of its client
+//! are not those of its callers.
 //!
 //! # Errors
 //!
@@ -102,7 +104,6 @@
 //!
 //! Outermost on a server: above the idempotency layer, which has to see a refusal as one and not as a response to be kept,
 //! and above every limit, breaker, load shedding and timeout. Layers that only look, such as traces, may stand above it.
-//! Requests that wait for readiness, as those of a concurrency limit do, wait here too.
 //!
 //! # Promises
 //!

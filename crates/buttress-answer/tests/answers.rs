@@ -671,7 +671,7 @@ fn answers_of_grpc_are_trailers_in_the_head() {
 #[test]
 fn in_grpc_the_user_s_handler_may_answer_as_tonic_does() {
     let layer = AnswerLayer::grpc().on_error(|error| {
-        let status = error.downcast::<tonic::Status>().ok()?;
+        let status = tonic::Status::try_from_error(error).ok()?;
         Some(status.into_http())
     });
     let response = answer_to(get(), &layer, tonic::Status::aborted("50 % done"));
