@@ -4,6 +4,7 @@ mod alloc;
 mod breaker;
 mod harness;
 mod instructions;
+mod limit;
 mod report;
 mod retry;
 mod target;
@@ -59,6 +60,7 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
 
     let mut groups = retry::groups();
     groups.extend(breaker::groups());
+    groups.extend(limit::groups());
     if let (Some(path), Some(calls)) = (&options.only, options.calls) {
         return make_calls(&mut groups, path, calls);
     }

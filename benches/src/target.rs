@@ -1,5 +1,6 @@
 //! The bare service, and the requests it gets.
 
+use std::cell::LazyCell;
 use std::future::{Ready, ready};
 use std::hint::black_box;
 use std::io;
@@ -89,6 +90,27 @@ impl Service<u64> for Target {
         } else {
             Ok(black_box(request))
         })
+    }
+}
+
+/// A request that a limiter has a bucket for. The answer is the one to a [`NUMBER`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key(pub(crate) u64);
+
+impl Service<Key> for Target {
+    type Response = u64;
+    type Error = io::Error;
+    type Future = Ready<io::Result<u64>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline(never)]
+    fn call(&mut self, request: Key) -> Self::Future {
+        black_box(request);
+        self.take();
+        ready(Ok(NUMBER))
     }
 }
 
@@ -235,6 +257,35 @@ where
     S: Service<R, Response: Answer> + 'static,
 {
     ending(name, kind, target, wrap, request, false)
+}
+
+/// As [`row`], but what `wrap` makes takes its time or its space, and so it is made when it is first called. That is neither
+/// timed nor counted.
+pub(crate) fn late<S, R>(
+    name: &'static str,
+    kind: Kind,
+    wrap: impl FnOnce(Target) -> S + 'static,
+    request: impl FnMut() -> R + 'static,
+) -> Row
+where
+    S: Service<R, Response: Answer> + 'static,
+{
+    let target = Target::new();
+    let mut calls = LazyCell::new(move || {
+        alloc::uncounted(|| Calls {
+            service: wrap(target),
+            request,
+            refused: false,
+        })
+    });
+    Row {
+        name,
+        kind,
+        future: size_of::<S::Future>(),
+        threads: 1,
+        batch: BATCH,
+        run: Box::new(move |number| LazyCell::force_mut(&mut calls).run(target, number)),
+    }
 }
 
 /// A row whose calls are refused. It fails when one is not, or was sent.

@@ -1,0 +1,98 @@
+//! The least that a limiter can cost: one look at the clock, and one word in shared memory that is compared and swapped.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use buttress::{BoxError, clock};
+use tower_service::Service;
+
+use super::{A_BILLION, Asking, YEAR, spend};
+use crate::target::{Answer, Key, Target};
+
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
+/// A bucket of tokens as the moment at which it will be full again, for tokens that take whole nanoseconds.
+#[derive(Debug, Default)]
+struct Bucket(AtomicU64);
+
+impl Bucket {
+    fn take(&self, token: u64, burst: u64) -> Result<(), BoxError> {
+        let now = clock::now().to_bits();
+        let most = now + token * burst;
+        let mut full = self.0.load(Ordering::Relaxed);
+        loop {
+            let then = full.max(now) + token;
+            if then > most {
+                return Err(Box::new(Left(Duration::from_nanos(then - most))));
+            }
+            let swapped =
+                self.0
+                    .compare_exchange_weak(full, then, Ordering::Relaxed, Ordering::Relaxed);
+            match swapped {
+                Ok(_) => return Ok(()),
+                Err(other) => full = other,
+            }
+        }
+    }
+}
+
+/// A bucket on a line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart(Bucket);
+
+/// A billion a second.
+pub(crate) fn granted<S, R>(
+    inner: S,
+) -> impl Service<R, Response = S::Response, Error = BoxError, Future: Send> + Clone + Send
+where
+    S: Service<R, Error: Into<BoxError>, Future: Send> + Clone + Send,
+{
+    let bucket = Arc::new(Apart::default());
+    Asking::new(inner, move |_: &_| bucket.0.take(1, A_BILLION.get().into()))
+}
+
+/// One a year, and that one is gone. The error is one number in a box.
+pub(crate) fn refused(target: Target) -> impl Service<u64, Response: Answer> {
+    let bucket = Bucket::default();
+    let year = u64::try_from(YEAR.as_nanos()).expect("a year is less than 580");
+    let mut service = Asking::new(target, move |_: &_| bucket.take(year, 1));
+    spend(&mut service);
+    service
+}
+
+/// A bucket for all keys whose hashes end alike, of which there are at least as many as keys.
+pub(crate) fn keyed(
+    keys: u32,
+    target: Target,
+) -> impl Service<Key, Response: Answer> + Clone + Send {
+    let buckets = (0..keys.next_power_of_two()).map(|_| Bucket::default());
+    let buckets: Arc<[_]> = buckets.collect();
+    let last = u64::from(keys.next_power_of_two() - 1);
+    Asking::new(target, move |key: &Key| {
+        let place = usize::try_from(hash(key.0) & last).expect("a place in memory");
+        buckets[place].take(SECOND, A_BILLION.get().into())
+    })
+}
+
+/// One multiplication. Its upper half depends on all bits of the key.
+fn hash(key: u64) -> u64 {
+    let product = u128::from(key) * 0x9e37_79b9_7f4a_7c15;
+    u64::try_from(product >> 64).expect("half of the bits")
+}
+
+/// The error: the time that is left.
+#[derive(Debug)]
+struct Left(Duration);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "nothing left for {:?}", self.0)
+    }
+}
+
+impl Error for Left {}

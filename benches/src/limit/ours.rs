@@ -1,0 +1,26 @@
+//! Our layer, as its users write it.
+
+use buttress::rate_limit::{Quota, RateLimitLayer};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{A_BILLION, ONE, YEAR, spend};
+use crate::target::{Answer, Request, Target};
+
+const PLENTY: Quota = Quota::per_second(A_BILLION).burst(A_BILLION);
+const HARDLY: Quota = Quota::per(ONE, YEAR).expect("a year is not zero");
+
+pub(crate) fn granted(target: Target) -> impl Service<u64, Response: Answer> + Clone + Send {
+    RateLimitLayer::new(PLENTY).layer(target)
+}
+
+pub(crate) fn granted_http(target: Target) -> impl Service<Request, Response: Answer> {
+    RateLimitLayer::http(PLENTY).layer(target)
+}
+
+/// The one request of the year has come.
+pub(crate) fn refused(target: Target) -> impl Service<u64, Response: Answer> {
+    let mut service = RateLimitLayer::new(HARDLY).refuse().layer(target);
+    spend(&mut service);
+    service
+}
