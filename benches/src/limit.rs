@@ -3,8 +3,10 @@
 mod asking;
 mod floor;
 mod keys;
+mod memory;
 mod ours;
 mod peers;
+mod waiting;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tower_service::Service;
 
 use self::asking::Asking;
 use self::keys::Keys;
+use crate::figures::Measure;
 use crate::harness::{Goal, Group, Kind, Row, call};
 use crate::target::{
     Answer, Client, Key, NUMBER, Refusing, Request, Target, late, refused, row, shared,
@@ -38,6 +41,13 @@ pub(crate) fn groups() -> Vec<Group> {
         threads("limiter, u64, 4 threads", 4, &[]),
         keyed_threads("limiter, keyed, 2 threads", 2),
     ]
+}
+
+/// What a key is kept in, and what many who wait cost.
+pub(crate) fn measures() -> Vec<Measure> {
+    let mut measures = memory::measures();
+    measures.extend(waiting::measures());
+    measures
 }
 
 /// What a call should cost that does not wait, or that is refused.

@@ -2,6 +2,7 @@
 
 mod alloc;
 mod breaker;
+mod figures;
 mod harness;
 mod instructions;
 mod limit;
@@ -64,9 +65,11 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     if let (Some(path), Some(calls)) = (&options.only, options.calls) {
         return make_calls(&mut groups, path, calls);
     }
+    let mut measures = limit::measures();
+    measures.retain(|measure| measure.is_wanted(options.only.as_deref()));
     if let Some(pattern) = &options.only {
         keep(&mut groups, pattern);
-        if groups.is_empty() {
+        if groups.is_empty() && measures.is_empty() {
             return Err(format!("no row contains \"{pattern}\"").into());
         }
     }
@@ -85,12 +88,19 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         };
         lines.extend(report::lines(group, costs, &counts));
     }
-    println!("{}", report::table(&lines));
+    if !lines.is_empty() {
+        println!("{}", report::table(&lines));
+    }
+    let figures = figures::take(measures);
+    if !figures.is_empty() {
+        println!("{}", figures::table(&figures));
+    }
     if let Some(path) = &options.tsv {
-        std::fs::write(path, report::tsv(&lines))
+        std::fs::write(path, report::tsv(&lines, &figures))
             .map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let failed = lines.iter().any(|line| line.cost.is_err());
+    let failed = lines.iter().any(|line| line.cost.is_err())
+        || figures.iter().any(|line| line.figures.is_err());
     Ok(ExitCode::from(u8::from(failed)))
 }
 

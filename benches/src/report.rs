@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::figures;
 use crate::harness::{Cost, Group, Kind, Row, Spread};
 
 /// A row of the report.
@@ -126,11 +127,11 @@ pub(crate) fn table(lines: &[Line]) -> Table {
     table
 }
 
-/// The same, a line per row, and the quartiles of the whole call too.
-pub(crate) fn tsv(lines: &[Line]) -> String {
+/// The same, a line per row and one per figure, and the quartiles of the whole call too.
+pub(crate) fn tsv(lines: &[Line], figures: &[figures::Line]) -> String {
     let mut text = String::from(
         "group\trow\tkind\tns\tns_low\tns_high\tover_bare\tover_bare_low\tover_bare_high\tallocations\tbytes\tfuture\
-         \tinstructions\tto_floor\tto_best_peer\tgoal\tfailure\n",
+         \tinstructions\tto_floor\tto_best_peer\tgoal\tfailure\tfigure\tvalue\n",
     );
     for line in lines {
         let optional = |figure: Option<f64>| {
@@ -167,10 +168,12 @@ pub(crate) fn tsv(lines: &[Line]) -> String {
             optional(line.to_best_peer),
             line.goal.clone(),
             line.cost.as_ref().err().cloned().unwrap_or_default(),
+            "\t".to_owned(),
         ];
         text.push_str(&cells.join("\t"));
         text.push('\n');
     }
+    text.extend(figures.iter().map(figures::Line::tsv));
     text
 }
 

@@ -1,9 +1,12 @@
 //! Our layer, as its users write it.
 
+use std::time::Duration;
+
 use buttress::rate_limit::{Quota, RateLimitLayer};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::waiting::{A_SECOND, BURST};
 use super::{A_BILLION, ONE, YEAR, spend};
 use crate::target::{Answer, Request, Target};
 
@@ -23,4 +26,10 @@ pub(crate) fn refused(target: Target) -> impl Service<u64, Response: Answer> {
     let mut service = RateLimitLayer::new(HARDLY).refuse().layer(target);
     spend(&mut service);
     service
+}
+
+/// Everybody waits as long as it takes.
+pub(crate) fn waiting() -> impl Service<u64, Error: Send, Future: Send> + Clone + Send {
+    let layer = RateLimitLayer::new(Quota::per_second(A_SECOND).burst(BURST));
+    layer.max_wait(Duration::from_hours(1)).layer(Target::new())
 }

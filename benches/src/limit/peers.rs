@@ -17,6 +17,7 @@ use tower_layer::Layer;
 use tower_resilience_ratelimiter::RateLimiterLayer;
 use tower_service::Service;
 
+use super::waiting::{A_SECOND, BURST};
 use super::{A_BILLION, Asking, ONE, YEAR, spend};
 use crate::target::{Answer, Key, Request, Target};
 
@@ -71,6 +72,11 @@ pub(crate) fn governor_refused(target: Target) -> impl Service<u64, Response: An
     let mut service = with_governor(hardly(), target);
     spend(&mut service);
     service
+}
+
+pub(crate) fn governor_waiting() -> Arc<DefaultDirectRateLimiter> {
+    let quota = Quota::per_second(A_SECOND).allow_burst(BURST);
+    Arc::new(RateLimiter::direct(quota))
 }
 
 /// Its default store, a dashmap, and its default hasher.
@@ -144,6 +150,18 @@ where
 {
     limiter.acquire_one().await;
     target.call(request).await
+}
+
+/// The tokens of a millisecond at a time, because its timer has no finer ones.
+pub(crate) fn leaky_bucket_waiting() -> Arc<LeakyBucket> {
+    let burst = BURST.get() as usize;
+    let limiter = LeakyBucket::builder()
+        .max(burst)
+        .initial(burst)
+        .refill(A_SECOND.get() as usize / 1_000)
+        .interval(Duration::from_millis(1))
+        .build();
+    Arc::new(limiter)
 }
 
 /// tower's own. It counts for one service, of which there are no clones.
