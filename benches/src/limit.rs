@@ -206,6 +206,9 @@ fn keyed(name: &'static str, number: u32) -> Group {
             of("floor", Kind::Floor, number, move |target| {
                 floor::keyed(number, target)
             }),
+            of("buttress", Kind::Ours, number, move |target| {
+                ours::keyed(number, target)
+            }),
             of(GOVERNOR, Kind::Peer, number, peers::governor_keyed),
         ],
         goals: KEYED,
@@ -234,6 +237,9 @@ fn keyed_threads(name: &'static str, threads: u32) -> Group {
             of(threads, "bare", Kind::Bare, |target| target),
             of(threads, "floor", Kind::Floor, |target| {
                 floor::keyed(NUMBER, target)
+            }),
+            of(threads, "buttress", Kind::Ours, |target| {
+                ours::keyed(NUMBER, target)
             }),
             of(threads, GOVERNOR, Kind::Peer, peers::governor_keyed),
         ],

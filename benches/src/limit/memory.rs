@@ -5,7 +5,7 @@ use std::hint::black_box;
 use tower_service::Service;
 
 use super::keys::Keys;
-use super::{GOVERNOR, peers};
+use super::{GOVERNOR, ours, peers};
 use crate::alloc;
 use crate::figures::{Figure, Measure};
 use crate::harness::Kind;
@@ -17,7 +17,14 @@ pub(crate) fn measures() -> Vec<Measure> {
         ("limiter, memory, 10^6 keys", 1_000_000),
         ("limiter, memory, 10^7 keys", 10_000_000),
     ];
-    let rows = |(group, keys)| [of(group, GOVERNOR, Kind::Peer, keys, peers::governor_keyed)];
+    let rows = |(group, keys)| {
+        [
+            of(group, "buttress", Kind::Ours, keys, ours::keyed),
+            of(group, GOVERNOR, Kind::Peer, keys, |_, target| {
+                peers::governor_keyed(target)
+            }),
+        ]
+    };
     sizes.into_iter().flat_map(rows).collect()
 }
 
@@ -29,20 +36,24 @@ fn of<S: Service<Key>>(
     row: &'static str,
     kind: Kind,
     keys: u32,
-    wrap: impl Fn(Target) -> S + 'static,
+    wrap: impl Fn(u32, Target) -> S + 'static,
 ) -> Measure {
-    let take = move || {
+    let heap = move |keys| {
         let mut service = None;
-        let heap = alloc::count(|| Keys::all(keys, service.insert(wrap(Target::new()))));
+        let heap = alloc::count(|| Keys::all(keys, service.insert(wrap(keys, Target::new()))));
         black_box(&service);
-        let a_key = |name, bytes: i64| Figure {
+        heap
+    };
+    let take = move || {
+        let (one, all) = (heap(1), heap(keys));
+        let a_key = |name, more: i64| Figure {
             name,
-            value: bytes as f64 / f64::from(keys),
+            value: more as f64 / f64::from(keys - 1),
             at_most: Some(AT_MOST),
         };
         Ok(vec![
-            a_key("bytes a key", heap.held),
-            a_key("bytes a key, at most", heap.most),
+            a_key("bytes a key", all.held - one.held),
+            a_key("bytes a key, at most", all.most - one.held),
         ])
     };
     Measure {

@@ -1,5 +1,6 @@
 //! Our layer, as its users write it.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use buttress::rate_limit::{Quota, RateLimitLayer};
@@ -8,7 +9,7 @@ use tower_service::Service;
 
 use super::waiting::{A_SECOND, BURST};
 use super::{A_BILLION, ONE, YEAR, spend};
-use crate::target::{Answer, Request, Target};
+use crate::target::{Answer, Key, Request, Target};
 
 const PLENTY: Quota = Quota::per_second(A_BILLION).burst(A_BILLION);
 const HARDLY: Quota = Quota::per(ONE, YEAR).expect("a year is not zero");
@@ -26,6 +27,17 @@ pub(crate) fn refused(target: Target) -> impl Service<u64, Response: Answer> {
     let mut service = RateLimitLayer::new(HARDLY).refuse().layer(target);
     spend(&mut service);
     service
+}
+
+/// With room for as many keys as there are.
+pub(crate) fn keyed(
+    keys: u32,
+    target: Target,
+) -> impl Service<Key, Response: Answer> + Clone + Send {
+    let keys = usize::try_from(keys).ok().and_then(NonZeroUsize::new);
+    let layer = RateLimitLayer::new(Quota::per_second(ONE).burst(A_BILLION)).refuse();
+    let layer = layer.by_key(|request: &Key| request.0);
+    layer.max_keys(keys.expect("not zero")).layer(target)
 }
 
 /// Everybody waits as long as it takes.
