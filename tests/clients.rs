@@ -19,6 +19,7 @@ use axum::{Router, error_handling::HandleErrorLayer, extract::Request};
 use buttress::{
     Applied, BoxError, Kind, Rejected, Verdict,
     breaker::{BreakerLayer, State, TrackedBody},
+    rate_limit::{self, Quota, RateLimitLayer},
     retry::{Backoff, DelaySource, Event, Outcome, ReplayBody, ResponseBody, RetryLayer},
 };
 use bytes::{Buf, BufMut, Bytes};
@@ -272,6 +273,123 @@ async fn the_client_of_reqwest_behind_a_breaker_for_each_server() -> Result {
     let answer = within(service.oneshot(put(&echo().await?)?)).await?;
     let body = reqwest::Response::from(answer.map(reqwest::Body::wrap));
     assert_eq!(within(body.text()).await?, "words");
+    Ok(())
+}
+
+/// One at once and one every 20 ms, whose calls that had to wait are counted.
+fn pace() -> (RateLimitLayer, Arc<AtomicUsize>) {
+    let waited = Arc::new(AtomicUsize::new(0));
+    let sink = waited.clone();
+    let quota = Quota::per(NonZeroU32::MIN, Duration::from_millis(20)).expect("it is some time");
+    let layer = RateLimitLayer::new(quota.burst(NonZeroU32::MIN)).on_event(move |event| {
+        if let rate_limit::Event::Admitted { waited, .. } = event
+            && !waited.is_zero()
+        {
+            sink.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (layer, waited)
+}
+
+/// Five calls that come at once go one after the other.
+async fn paces_five<S, R>(
+    service: S,
+    waited: &AtomicUsize,
+    request: impl Fn() -> Result<R>,
+) -> Result
+where
+    S: Service<R, Error = BoxError> + Clone,
+{
+    let requests = (0..5).map(|_| request()).collect::<Result<Vec<_>>>()?;
+    let calls = requests
+        .into_iter()
+        .map(|request| service.clone().oneshot(request));
+    within(futures_util::future::try_join_all(calls)).await?;
+    // The machine may take longer over one call than the next one has to wait.
+    assert!((1..=4).contains(&waited.load(Ordering::SeqCst)));
+    Ok(())
+}
+
+// promise: RL-25
+#[tokio::test]
+async fn the_client_of_hyper_util_behind_a_limit() -> Result {
+    let (url, requests) = down().await?;
+    let (layer, waited) = pace();
+
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let service = ServiceBuilder::new().layer(layer).service(client);
+
+    goes_anywhere(&service);
+    let put = || Ok(http::Request::put(&url).body(Full::new(Bytes::from("words")))?);
+    paces_five(service, &waited, put).await?;
+    assert_eq!(requests.load(Ordering::SeqCst), 5);
+    Ok(())
+}
+
+// promise: RL-25
+#[tokio::test]
+async fn the_client_of_reqwest_behind_a_limit() -> Result {
+    let (url, requests) = down().await?;
+    let (layer, waited) = pace();
+
+    let client = reqwest::Client::new();
+    let service = ServiceBuilder::new().layer(layer).service(client.clone());
+
+    goes_anywhere(&service);
+    paces_five(service, &waited, || Ok(client.get(&url).build()?)).await?;
+    assert_eq!(requests.load(Ordering::SeqCst), 5);
+    Ok(())
+}
+
+// promise: RL-25
+#[tokio::test]
+async fn the_channel_of_tonic_behind_a_limit() -> Result {
+    let method = service_fn(|request: tonic::Request<Bytes>| {
+        future::ready(Ok::<_, Status>(tonic::Response::new(request.into_inner())))
+    });
+    let url = serve(Router::new().fallback(move |request: Request| async move {
+        tonic::server::Grpc::new(Raw).unary(method, request).await
+    }))
+    .await?;
+    let channel = Endpoint::try_from(url)?.connect_lazy();
+    let limit = RateLimitLayer::http(Quota::per_hour(TWO))
+        .name("shop")
+        .refuse();
+    let service = ServiceBuilder::new()
+        .layer(limit.by_key(|_: &http::Request<tonic::body::Body>| "till 1"))
+        .service(channel);
+    goes_anywhere(&service);
+    let mut client = tonic::client::Grpc::new(service);
+    client.ready().await?;
+    let bought = within(client.unary(message("apples"), BUY, Raw)).await?;
+    assert_eq!(bought.into_inner(), "apples");
+    client.ready().await?;
+    let status = within(client.unary::<_, Bytes, _>(message("pears"), BUY, Raw)).await;
+    let status = status.expect_err("it is used up");
+    let rejected = Rejected::find(&status).ok_or("the refusal is lost")?;
+    assert_eq!(
+        (rejected.name(), rejected.key()),
+        (Some("shop"), Some("till 1"))
+    );
+    Ok(())
+}
+
+// promise: RL-25
+#[tokio::test]
+async fn a_function_of_which_nothing_can_be_cloned_behind_a_limit() -> Result {
+    let (layer, waited) = pace();
+    let shop = service_fn(|Order(apples)| {
+        future::ready(if apples == 0 {
+            Err(Closed)
+        } else {
+            Ok(Receipt(apples))
+        })
+    });
+    let service = layer.layer(shop);
+    goes_anywhere(&service);
+    paces_five(service.clone(), &waited, || Ok(Order(3))).await?;
+    let error = within(service.oneshot(Order(0))).await;
+    assert!(error.expect_err("it is closed").is::<Closed>());
     Ok(())
 }
 

@@ -116,7 +116,7 @@ where
                 deadline,
             }) = this.waiting.take()
             {
-                grant.spend(deadline.report(&request));
+                grant.spend(|| deadline.report(&request));
                 this.state.set(State::Called(service.call(request)));
             }
         }

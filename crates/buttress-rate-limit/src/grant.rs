@@ -68,9 +68,11 @@ impl Grant {
     }
 
     /// The call is made.
-    pub(crate) fn spend(mut self, report: Option<&LimitReport>) {
+    pub(crate) fn spend<'a>(mut self, report: impl FnOnce() -> Option<&'a LimitReport>) {
         self.open = false;
-        if let Some(report) = report {
+        if self.limiter.settings.refuses
+            && let Some(report) = report()
+        {
             self.limiter.report_to(report, self.tag);
         }
         self.limiter.admitted(self.cost, || self.waited());

@@ -46,6 +46,34 @@
 //! # tower::Layer::layer(&layer, ());
 //! ```
 //!
+//! A server that gives each customer so much, and large ones more:
+//!
+//! ```
+//! use std::num::NonZeroU32;
+//!
+//! use buttress_rate_limit::{Quota, RateLimitLayer};
+//! use http::Request;
+//!
+//! fn customer(request: &Request<String>) -> String {
+//!     let id = request.headers().get("x-customer");
+//!     id.and_then(|id| id.to_str().ok()).unwrap_or("nobody").into()
+//! }
+//!
+//! fn quota(customer: &String) -> Quota {
+//!     let per_second = if customer == "acme" { 500 } else { 20 };
+//!     Quota::per_second(NonZeroU32::new(per_second).unwrap())
+//! }
+//!
+//! let layer = RateLimitLayer::http(Quota::per_second(NonZeroU32::new(20).unwrap()))
+//!     .by_key(customer)
+//!     .quota(quota)
+//!     .refuse();
+//! # tower::Layer::layer(&layer, ());
+//! ```
+//!
+//! For limits by client address, which proxies may stand before, see [`client`]. What a refusal is in HTTP or gRPC is the
+//! business of `AnswerLayer`, from `buttress-answer`.
+//!
 //! # Defaults
 //!
 //! | knob | default | from |
@@ -53,8 +81,9 @@
 //! | [`max_wait`](RateLimitLayer::max_wait) | 500 ms, or until the [`Deadline`](buttress_core::Deadline) of an HTTP request; decided when the call comes | Sentinel |
 //! | [`burst`](Quota::burst) | as many as come in 100 ms, or in a second where calls are refused; one at least | |
 //! | [`cost`](RateLimitLayer::cost) | one token | |
-//! | [`refuse`](RateLimitLayer::refuse), [`shadow`](RateLimitLayer::shadow) | off | |
+//! | [`refuse`](RateLimitLayer::refuse), [`shadow`](RateLimitLayer::shadow), [`backpressure`](RateLimitLayer::backpressure) | off | |
 //! | quotas | one; [`and`](RateLimitLayer::and) adds more | |
+//! | keys | none; [`by_key`](RateLimitLayer::by_key) makes them, [`max_keys`](RateLimitLayer::max_keys) is 65,536 | |
 //!
 //! The algorithm is GCRA (ITU-T I.371), a bucket of tokens as one moment, in whole numbers: the time of a token is kept as a
 //! fraction.
@@ -64,10 +93,16 @@
 //! The limiter belongs to the layer: all services that it makes share it, with their clones and with the clones of the layer.
 //! For a limiter of its own build another layer. Every setter makes a new one: set first, then clone and take handles.
 //!
+//! Where nobody waits, a call reads the clock and changes one atomic word. It takes a lock where somebody waits, at the
+//! first call of a key, with several quotas, with quotas of the keys' own, and with a quota that 63 bits do not hold: one whose
+//! tokens in a period, divided by what they have in common with its nanoseconds, are more than 16 (997 a second), or whose
+//! burst takes years to come back.
+//!
 //! # Errors
 //!
 //! A refusal is a [`Rejected`](buttress_core::Rejected) in a box. It says when to come back, unless the call asks for more
-//! than a burst holds: then it would be refused whenever it came. Errors of the service below pass as they are.
+//! than a burst holds: then it would be refused whenever it came. It has the quota that is used up, and the key. Errors of
+//! the service below pass as they are.
 //!
 //! # Cancellation
 //!
@@ -79,6 +114,9 @@
 //!
 //! Below retries and a breaker, so that every attempt is paced and none waits that would be refused. A timeout above limits
 //! the wait too, but cannot know beforehand that it would be too long: a deadline can.
+//!
+//! On a server, limits by key stand above the limit of all. Who is over his own is refused then before he takes anything
+//! from the others; the other way round one of them could use it up for everybody.
 //!
 //! # Promises
 //!

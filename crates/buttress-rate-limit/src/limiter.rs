@@ -75,8 +75,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) key: &'a dyn Fn() -> Option<Arc<str>>,
     /// By when the call must have ended.
     pub(crate) due: &'a dyn Fn() -> Option<Instant>,
-    /// Where to say what is left.
-    pub(crate) report: Option<&'a LimitReport>,
+    /// Where a server says what is left. What a client allows itself is not the business of those whom it serves.
+    pub(crate) report: &'a dyn Fn() -> Option<&'a LimitReport>,
 }
 
 /// What becomes of a call.
@@ -159,7 +159,9 @@ impl Limiter {
         let now = self.nanos(since);
         match self.ask_word(ask.tag, now, ask.cost) {
             Said::Granted(rate, full) => {
-                if let Some(report) = ask.report {
+                if self.settings.refuses
+                    && let Some(report) = (ask.report)()
+                {
                     report.add(self.limit(&Standing::by_word(&rate, full, now)));
                 }
                 self.admitted(ask.cost, || Duration::ZERO);
@@ -281,7 +283,9 @@ impl Limiter {
             }
             Decision::Granted => {}
         }
-        if let Some(report) = ask.report {
+        if self.settings.refuses
+            && let Some(report) = (ask.report)()
+        {
             report.add(self.limit(&standing));
         }
         self.admitted(cost, || Duration::ZERO);
@@ -632,7 +636,7 @@ impl Limiter {
         if locked.wide.is_empty() {
             let now = locked.narrow_units(now);
             places
-                .filter(|place| self.table.word(*place).load(Ordering::Relaxed) >= now)
+                .filter(|place| self.table.word(*place).load(Ordering::Relaxed) > now)
                 .count()
         } else {
             places.filter(|place| !locked.is_full(*place, now)).count()
@@ -714,6 +718,120 @@ impl Standing {
             own: buckets.own().map(|own| own.quota),
             left,
             reset,
+        }
+    }
+}
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use buttress_core::Events;
+
+    use super::*;
+
+    fn limiter(quotas: &[Quota]) -> Arc<Limiter> {
+        Arc::new(Limiter::new(Settings {
+            quotas: quotas.to_vec(),
+            max_wait: Duration::ZERO,
+            refuses: true,
+            shadow: false,
+            max_keys: None,
+            own_quotas: false,
+            name: None,
+            events: Events::none(),
+        }))
+    }
+
+    fn per_second(tokens: u32, burst: u32) -> Quota {
+        let count = |count: u32| NonZeroU32::new(count).unwrap();
+        Quota::per_second(count(tokens)).burst(count(burst))
+    }
+
+    /// Asks for one token; how long it has to be waited for, if it has.
+    fn wait(limiter: &Arc<Limiter>) -> Option<Duration> {
+        let asked = limiter.ask(&Ask {
+            tag: SHARED,
+            cost: 1,
+            quota: None,
+            key: &|| None,
+            due: &|| None,
+            report: &|| None,
+        });
+        match asked {
+            Asked::Granted => None,
+            Asked::Waits(_) => panic!("nobody waits"),
+            Asked::Refused(error) => Rejected::find(&*error).unwrap().retry_after(),
+        }
+    }
+
+    // promise: RL-5
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_steps_back_gives_nothing_and_has_nobody_wait_for_longer_than_a_bucket_takes()
+     {
+        let any = Quota::per_second(NonZeroU32::MAX);
+        // In a word, under the lock, and for two quotas.
+        for quotas in [
+            &[per_second(10, 5)][..],
+            &[per_second(997, 500)],
+            &[any, per_second(10, 5)],
+        ] {
+            let mut limiter = limiter(quotas);
+            let step = |limiter: &mut Arc<Limiter>, by| {
+                Arc::get_mut(limiter).unwrap().step_clock_ahead(by);
+            };
+            step(&mut limiter, Duration::from_hours(2));
+            while wait(&limiter).is_none() {}
+            let before = wait(&limiter).unwrap();
+
+            let limit = Arc::get_mut(&mut limiter).unwrap();
+            limit.start = limit.start + Duration::from_hours(1);
+            let (left, ..) = limiter.look(SHARED);
+            assert_eq!(left, 0, "the step gives nothing");
+            let back = wait(&limiter).expect("the step gives nothing");
+            // It was empty before, so that it waits as it did.
+            assert!(back <= before, "{back:?}, and {before:?} before");
+            step(&mut limiter, back);
+            assert_eq!(wait(&limiter), None, "it goes on from there");
+        }
+    }
+
+    // promises: RL-5, RL-22
+    #[tokio::test(start_paused = true)]
+    async fn what_is_owed_is_no_step_of_the_clock() {
+        for quotas in [&[per_second(10, 5)][..], &[per_second(997, 5)]] {
+            let mut limiter = limiter(quotas);
+            limiter.settle(SHARED, 0, 1_000_000);
+            let owed = wait(&limiter).unwrap();
+            assert!(owed > Duration::from_mins(15), "{owed:?}");
+            Arc::get_mut(&mut limiter)
+                .unwrap()
+                .step_clock_ahead(Duration::from_mins(10));
+            assert_eq!(
+                wait(&limiter),
+                Some(owed.saturating_sub(Duration::from_mins(10)))
+            );
+        }
+    }
+
+    // promise: RL-4
+    #[tokio::test(start_paused = true)]
+    async fn a_word_that_has_run_out_of_moments_is_kept_in_another_form() {
+        for years in [9, 17, 18, 19, 40, 400] {
+            // 16 units a nanosecond: 18 years in 63 bits.
+            let sixteenth =
+                Quota::per(NonZeroU32::new(16).unwrap(), Duration::from_nanos(999)).unwrap();
+            let limiter = limiter(&[sixteenth.burst(NonZeroU32::new(7).unwrap())]);
+            assert_eq!(wait(&limiter), None);
+            tokio::time::advance(Duration::from_hours(24 * 365 * years)).await;
+            for _ in 0..7 {
+                assert_eq!(wait(&limiter), None, "after {years} years");
+            }
+            let next = wait(&limiter).expect("seven is all");
+            assert_eq!(next, Duration::from_nanos(63), "after {years} years");
+            tokio::time::advance(next).await;
+            let then = (wait(&limiter), wait(&limiter).is_some());
+            assert_eq!(then, (None, true), "after {years} years");
         }
     }
 }

@@ -42,7 +42,7 @@ fn ask(limiter: &Arc<Limiter>, tag: u64) -> Asked {
         quota: None,
         key: &|| None,
         due: &|| None,
-        report: None,
+        report: &|| None,
     })
 }
 

@@ -73,7 +73,7 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         if let Some(grant) = self.gate.as_mut().and_then(|gate| gate.take()) {
-            grant.spend(self.deadline.report(&request));
+            grant.spend(|| self.deadline.report(&request));
             return ResponseFuture::called(self.inner.call(request));
         }
         let key = self.keys.key(&request);
@@ -83,7 +83,7 @@ where
             quota: self.keys.quota(&key),
             key: &|| K::text(&key),
             due: &|| self.deadline.due(&request),
-            report: self.deadline.report(&request),
+            report: &|| self.deadline.report(&request),
         });
         match asked {
             Asked::Granted => ResponseFuture::called(self.inner.call(request)),

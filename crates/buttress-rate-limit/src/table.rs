@@ -109,3 +109,56 @@ impl Table {
             .map(|bits| ((u128::from(bits) * sets) >> 32) as usize)
     }
 }
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use std::{cell::Cell, hash::RandomState};
+
+    use super::*;
+    use crate::keys;
+
+    // promise: RL-20
+    #[test]
+    fn however_many_keys_there_are_so_many_places_are_looked_at() {
+        let table = Table::new(NonZeroUsize::new(1 << 16), 0);
+        let hasher = RandomState::new();
+        let looked_at = Cell::new(0);
+        let is_free = |place: usize| {
+            looked_at.set(looked_at.get() + 1);
+            table.word(place).load(Ordering::Relaxed) == 0
+        };
+        let seize = |place: usize| {
+            table.word(place).store(1, Ordering::Relaxed);
+            true
+        };
+        let mut without = 0_u32;
+        for key in 0..200_000_u64 {
+            let tag = keys::tag(&key, &hasher);
+            looked_at.set(0);
+            let claimed = table.claim(tag, is_free, seize);
+            assert_eq!(table.find(tag), claimed.map(|(place, _)| place));
+            assert!(looked_at.get() <= 4 * WAYS);
+            let has_none = u32::from(claimed.is_none());
+            without += has_none;
+            if key < 1 << 16 {
+                assert_eq!(has_none, 0, "there is room for key {key}");
+            }
+        }
+        assert_eq!(without as usize, 200_000 - table.shared());
+    }
+
+    // promise: RL-19
+    #[test]
+    fn a_key_costs_so_many_bytes() {
+        for keys in [1_000_000, 10_000_000] {
+            let table = |bytes: &mut usize| {
+                let counted =
+                    allocation_counter::measure(|| drop(Table::new(NonZeroUsize::new(keys), 0)));
+                *bytes = usize::try_from(counted.bytes_max).unwrap();
+            };
+            let mut bytes = 0;
+            table(&mut bytes);
+            assert!(bytes <= keys * 24 + 256, "{bytes} bytes for {keys} keys");
+        }
+    }
+}

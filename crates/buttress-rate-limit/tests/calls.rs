@@ -1,80 +1,25 @@
 //! The promises of the layer, call by call, on a paused clock.
 
+mod support;
+
 use std::{
-    future::Future,
-    num::NonZeroU32,
-    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
-use buttress_core::{BoxError, Deadline, Rejected, clock};
+use allocation_counter::measure;
+use buttress_core::{BoxError, Deadline, LimitReport, clock};
 use buttress_rate_limit::{Event, Quota, RateLimitLayer, Reason};
+use futures_util::FutureExt;
 use http::Request;
+use support::*;
 use tokio::time::advance;
 use tokio_test::{assert_pending, assert_ready, task};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
-
-fn count(count: u32) -> NonZeroU32 {
-    count.try_into().unwrap()
-}
-
-fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-fn per_second(tokens: u32, burst: u32) -> Quota {
-    Quota::per_second(count(tokens)).burst(count(burst))
-}
-
-/// A service that writes down which request came when, in milliseconds. Its requests are numbers.
-#[derive(Clone)]
-struct Backend {
-    start: clock::Instant,
-    came: Arc<Mutex<Vec<(u64, u128)>>>,
-}
-
-impl Backend {
-    fn new() -> Self {
-        Self {
-            start: clock::now(),
-            came: Arc::default(),
-        }
-    }
-
-    fn came(&self) -> Vec<(u64, u128)> {
-        self.came.lock().unwrap().clone()
-    }
-
-    fn times(&self) -> Vec<u128> {
-        self.came().into_iter().map(|(_, time)| time).collect()
-    }
-}
-
-impl Service<u64> for Backend {
-    type Response = u64;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<u64, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: u64) -> Self::Future {
-        let time = clock::now().saturating_duration_since(self.start);
-        self.came.lock().unwrap().push((request, time.as_millis()));
-        Box::pin(async move { Ok(request) })
-    }
-}
-
-fn refusal<T>(result: Result<T, BoxError>) -> Rejected {
-    let error = result.err().expect("it is refused");
-    Rejected::find(&*error).expect("by the limiter").clone()
-}
 
 // promise: RL-7
 #[tokio::test(start_paused = true)]
@@ -492,4 +437,131 @@ async fn sixty_four_tasks_get_exactly_what_there_is() {
         task.await.unwrap();
     }
     assert_eq!(granted.load(Ordering::Relaxed), 1_000);
+}
+
+// promise: RL-14
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_who_refused_whom_by_what_and_for_how_long() {
+    let layer = RateLimitLayer::new(per_second(10, 5).name("burst"))
+        .and(Quota::per_hour(count(7)).burst(count(7)))
+        .by_key(|request: &u64| format!("customer {request}"))
+        .refuse()
+        .name("orders");
+    let service = layer.layer(Backend::new());
+    for _ in 0..5 {
+        service.clone().oneshot(3).await.unwrap();
+    }
+    let refused = refusal(service.clone().oneshot(3).await);
+    assert_eq!(
+        (refused.by(), refused.name()),
+        ("rate limit", Some("orders"))
+    );
+    assert_eq!(refused.key(), Some("customer 3"));
+    assert_eq!(refused.retry_after(), Some(millis(100)));
+    let limit = refused.limit().unwrap();
+    let names: Vec<_> = limit.policies.iter().map(|policy| &*policy.name).collect();
+    assert_eq!(names, ["burst", "hour"]);
+    assert_eq!(
+        (limit.bound, limit.remaining, limit.reset),
+        (0, 0, millis(100))
+    );
+    assert_eq!(
+        refused.to_string(),
+        "refused by rate limit orders [customer 3]: the quota is used up (10 per 1s); try again after 100.0ms"
+    );
+
+    advance(millis(500)).await;
+    for _ in 0..2 {
+        service.clone().oneshot(3).await.unwrap();
+    }
+    let refused = refusal(service.clone().oneshot(3).await);
+    assert_eq!(refused.limit().unwrap().bound, 1, "the hour is used up");
+}
+
+// promise: RL-14
+#[tokio::test(start_paused = true)]
+async fn a_key_is_shown_in_so_many_letters() {
+    let layer = RateLimitLayer::new(per_second(1, 1))
+        .by_key(|_: &u64| "ü".repeat(1_000))
+        .refuse();
+    let service = layer.layer(Backend::new());
+    service.clone().oneshot(0).await.unwrap();
+    let refused = refusal(service.clone().oneshot(0).await);
+    assert_eq!(refused.key().map(str::len), Some(256));
+}
+
+/// Counts the allocations of a hundred calls, none of which has to wait.
+fn allocations(mut service: impl Service<u64, Response = u64, Error = BoxError>) -> u64 {
+    let info = measure(|| {
+        for number in 0..100 {
+            let response = service.call(number % 7).now_or_never();
+            assert_eq!(response.unwrap().unwrap(), number % 7);
+        }
+    });
+    info.count_total
+}
+
+// promise: RL-25
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_granted_allocates_nothing() {
+    let plain = RateLimitLayer::new(per_second(100, 100));
+    let two = plain
+        .clone()
+        .and(Quota::per_minute(count(1_000)).burst(count(1_000)))
+        .refuse();
+    let keyed = plain.clone().by_key(|request: &u64| *request);
+    let service = service_fn(|number: u64| std::future::ready(Ok::<_, BoxError>(number)));
+    assert_eq!(allocations(plain.layer(service)), 0);
+    assert_eq!(allocations(two.layer(service)), 0);
+    assert_eq!(allocations(keyed.layer(service)), 0);
+}
+
+// promise: RL-25
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_allocates_its_place_in_the_line() {
+    let layer = RateLimitLayer::new(per_second(100, 1)).max_wait(Duration::from_mins(1));
+    let service = layer.layer(service_fn(async |()| Ok::<_, BoxError>(())));
+    service.clone().oneshot(()).await.unwrap();
+    let mut calls = Vec::with_capacity(1_000);
+    let mut services = vec![service; 1_000];
+    let info = measure(|| {
+        for service in &mut services {
+            let call = Box::pin(service.call(()));
+            calls.push(call);
+        }
+    });
+    // The line doubles its room ten times, and each call is in a box of ours.
+    assert!(info.count_total <= 1_000 + 15, "{info:?}");
+    assert_eq!(layer.handle().waiters(), 1_000);
+}
+
+// promises: RL-15, RL-23
+#[tokio::test(start_paused = true)]
+async fn a_server_tells_whom_it_lets_through_how_he_stands() {
+    let layer = RateLimitLayer::http(per_second(10, 3)).refuse();
+    let service = layer.layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(())));
+    let mut left = Vec::new();
+    for _ in 0..3 {
+        let report = LimitReport::default();
+        let request = Request::builder()
+            .extension(report.clone())
+            .body(())
+            .unwrap();
+        service.clone().oneshot(request).await.unwrap();
+        let said = report.take();
+        assert_eq!(said.len(), 1);
+        left.push((said[0].remaining, said[0].reset));
+    }
+    assert_eq!(left, [(2, millis(100)), (1, millis(100)), (0, millis(100))]);
+
+    // A client's own limit is not the business of those whom it serves.
+    let client = RateLimitLayer::http(per_second(10, 3));
+    let service = client.layer(service_fn(async |_: Request<()>| Ok::<_, BoxError>(())));
+    let report = LimitReport::default();
+    let request = Request::builder()
+        .extension(report.clone())
+        .body(())
+        .unwrap();
+    service.oneshot(request).await.unwrap();
+    assert_eq!(report.take(), []);
 }
