@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use tower_service::Service;
 
-use self::asking::Asking;
 use self::keys::Keys;
 use crate::figures::Measure;
 use crate::harness::{Goal, Group, Kind, Row, call};
@@ -33,6 +32,7 @@ pub(crate) fn groups() -> Vec<Group> {
         granted_numbers(),
         granted_http(),
         refused_numbers(),
+        answered(),
         keyed("limiter, keyed, 1 key", 1),
         keyed("limiter, keyed, 10^3 keys", 1_000),
         keyed("limiter, keyed, 10^6 keys", 1_000_000),
@@ -53,6 +53,12 @@ pub(crate) fn measures() -> Vec<Measure> {
 /// What a call should cost that does not wait, or that is refused.
 const FLOOR: &[Goal] = &[Goal {
     at_most: 1.5,
+    of: "floor",
+}];
+
+/// What a refusal should cost with its answer, which is about 600 ns.
+const ANSWERED: &[Goal] = &[Goal {
+    at_most: 3.0,
     of: "floor",
 }];
 
@@ -84,8 +90,8 @@ fn get() -> impl FnMut() -> Request + Clone {
 }
 
 /// Makes the one call that is granted. That the next is refused is seen by those that are measured.
-fn spend<S: Service<u64>>(service: &mut S) {
-    call(service, NUMBER, || panic!("it does not wait"), |_| ());
+fn spend<S: Service<R>, R>(service: &mut S, mut request: impl FnMut() -> R) {
+    call(service, request(), || panic!("it does not wait"), |_| ());
 }
 
 fn granted_numbers() -> Group {
@@ -154,6 +160,26 @@ fn refused_numbers() -> Group {
             empty(RESILIENCE, Kind::Peer, peers::resilience_refused),
         ],
         goals: FLOOR,
+    }
+}
+
+/// What a server sends to whom it refuses.
+fn answered() -> Group {
+    fn answered<S>(name: &'static str, kind: Kind, wrap: impl FnOnce(Target) -> S) -> Row
+    where
+        S: Service<Request, Response: Answer> + 'static,
+    {
+        refused(name, kind, wrap, get())
+    }
+    Group {
+        name: "limiter, GET, answered with 429",
+        rows: vec![
+            answered("bare", Kind::Bare, |_| Refusing),
+            answered("floor", Kind::Floor, floor::answered),
+            answered("buttress", Kind::Ours, ours::answered),
+            answered("tower_governor", Kind::Peer, peers::governor_answered),
+        ],
+        goals: ANSWERED,
     }
 }
 

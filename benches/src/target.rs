@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER,
+    USER_AGENT,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use http_body_util::Full;
@@ -134,9 +135,14 @@ impl<B> Service<http::Request<B>> for Target {
     }
 }
 
-/// An answer that a caller was waiting for.
+/// An answer, which a caller was waiting for or not.
 pub(crate) trait Answer {
     fn is_good(&self) -> bool;
+
+    /// Does it say that the call was refused? So does every error.
+    fn is_refusal(&self) -> bool {
+        false
+    }
 }
 
 impl Answer for u64 {
@@ -148,6 +154,10 @@ impl Answer for u64 {
 impl<B> Answer for http::Response<B> {
     fn is_good(&self) -> bool {
         self.status() == StatusCode::OK
+    }
+
+    fn is_refusal(&self) -> bool {
+        self.status() == StatusCode::TOO_MANY_REQUESTS && self.headers().contains_key(RETRY_AFTER)
     }
 }
 
@@ -194,7 +204,8 @@ impl<S, F> Calls<S, F> {
             // The black boxes keep the compiler from seeing what is asked, and that nobody needs the answer.
             let request = black_box((self.request)());
             let as_expected = call(&mut self.service, request, &wait, |result| match result {
-                Ok(answer) => !self.refused && answer.is_good(),
+                Ok(answer) if self.refused => answer.is_refusal(),
+                Ok(answer) => answer.is_good(),
                 Err(_) => self.refused,
             });
             failed += u32::from(!as_expected);
@@ -288,7 +299,7 @@ where
     }
 }
 
-/// A row whose calls are refused. It fails when one is not, or was sent.
+/// A row whose calls are refused, with an error or with an answer that says so. It fails when one is not, or was sent.
 pub(crate) fn refused<S, R>(
     name: &'static str,
     kind: Kind,

@@ -1,5 +1,6 @@
 //! The least service around a limiter.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -63,5 +64,18 @@ where
                 Poll::Ready(Err(error.take().expect("it was polled after its end")))
             }
         }
+    }
+}
+
+/// An error as the limiter made it, or as it came from below.
+#[derive(Debug)]
+pub(crate) enum Said<E> {
+    Refused(E),
+    Below(#[expect(dead_code, reason = "nobody reads it")] io::Error),
+}
+
+impl<E> From<io::Error> for Said<E> {
+    fn from(error: io::Error) -> Self {
+        Self::Below(error)
     }
 }

@@ -7,27 +7,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use buttress::{BoxError, clock};
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
+use tower::ServiceExt;
 use tower_service::Service;
 
-use super::{A_BILLION, Asking, YEAR, spend};
-use crate::target::{Answer, Key, Target};
+use super::asking::{Asking, Said};
+use super::{A_BILLION, YEAR, get, number, spend};
+use crate::target::{Answer, Key, Request, Response, Target};
 
 /// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;
+const YEAR_NANOS: u64 = YEAR.as_secs() * SECOND;
 
 /// A bucket of tokens as the moment at which it will be full again, for tokens that take whole nanoseconds.
 #[derive(Debug, Default)]
 struct Bucket(AtomicU64);
 
 impl Bucket {
-    fn take(&self, token: u64, burst: u64) -> Result<(), BoxError> {
+    fn take(&self, token: u64, burst: u64) -> Result<(), Left> {
         let now = clock::now().to_bits();
         let most = now + token * burst;
         let mut full = self.0.load(Ordering::Relaxed);
         loop {
             let then = full.max(now) + token;
             if then > most {
-                return Err(Box::new(Left(Duration::from_nanos(then - most))));
+                return Err(Left(Duration::from_nanos(then - most)));
             }
             let swapped =
                 self.0
@@ -53,16 +58,44 @@ where
     S: Service<R, Error: Into<BoxError>, Future: Send> + Clone + Send,
 {
     let bucket = Arc::new(Apart::default());
-    Asking::new(inner, move |_: &_| bucket.0.take(1, A_BILLION.get().into()))
+    Asking::new(inner, move |_: &_| {
+        bucket
+            .0
+            .take(1, A_BILLION.get().into())
+            .map_err(BoxError::from)
+    })
 }
 
 /// One a year, and that one is gone. The error is one number in a box.
 pub(crate) fn refused(target: Target) -> impl Service<u64, Response: Answer> {
     let bucket = Bucket::default();
-    let year = u64::try_from(YEAR.as_nanos()).expect("a year is less than 580");
-    let mut service = Asking::new(target, move |_: &_| bucket.take(year, 1));
-    spend(&mut service);
+    let mut service = Asking::new(target, move |_: &_| {
+        bucket.take(YEAR_NANOS, 1).map_err(BoxError::from)
+    });
+    spend(&mut service, number);
     service
+}
+
+/// As the other. The answer is a status, and one number in a header.
+pub(crate) fn answered(target: Target) -> impl Service<Request, Response: Answer> {
+    let bucket = Bucket::default();
+    let limited = Asking::new(target, move |_: &_| {
+        bucket.take(YEAR_NANOS, 1).map_err(Said::Refused)
+    });
+    let mut service = limited.map_result(|result| match result {
+        Err(Said::Refused(left)) => Ok(too_many(&left)),
+        other => other,
+    });
+    spend(&mut service, get());
+    service
+}
+
+fn too_many(left: &Left) -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let seconds = HeaderValue::from(left.0.as_secs() + 1);
+    response.headers_mut().insert(RETRY_AFTER, seconds);
+    response
 }
 
 /// A bucket for all keys whose hashes end alike, of which there are at least as many as keys.
@@ -75,7 +108,8 @@ pub(crate) fn keyed(
     let last = u64::from(keys.next_power_of_two() - 1);
     Asking::new(target, move |key: &Key| {
         let place = usize::try_from(hash(key.0) & last).expect("a place in memory");
-        buckets[place].take(SECOND, A_BILLION.get().into())
+        let taken = buckets[place].take(SECOND, A_BILLION.get().into());
+        taken.map_err(BoxError::from)
     })
 }
 

@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use buttress::answer::AnswerLayer;
 use buttress::rate_limit::{Quota, RateLimitLayer};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::waiting::{A_SECOND, BURST};
-use super::{A_BILLION, ONE, YEAR, spend};
+use super::{A_BILLION, ONE, YEAR, get, number, spend};
 use crate::target::{Answer, Key, Request, Target};
 
 const PLENTY: Quota = Quota::per_second(A_BILLION).burst(A_BILLION);
@@ -25,7 +26,15 @@ pub(crate) fn granted_http(target: Target) -> impl Service<Request, Response: An
 /// The one request of the year has come.
 pub(crate) fn refused(target: Target) -> impl Service<u64, Response: Answer> {
     let mut service = RateLimitLayer::new(HARDLY).refuse().layer(target);
-    spend(&mut service);
+    spend(&mut service, number);
+    service
+}
+
+/// As the other, with the answer to it.
+pub(crate) fn answered(target: Target) -> impl Service<Request, Response: Answer> {
+    let limit = RateLimitLayer::http(HARDLY).refuse();
+    let mut service = AnswerLayer::http().layer(limit.layer(target));
+    spend(&mut service, get());
     service
 }
 

@@ -7,35 +7,27 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use governor::clock::{DefaultClock, QuantaInstant};
 use governor::{DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter};
 use leaky_bucket::RateLimiter as LeakyBucket;
 use ratelimit::{Ratelimiter, TryWaitError};
 use tower::limit::RateLimit;
 use tower::limit::rate::Rate;
+use tower::util::MapResponse;
+use tower_governor::GovernorLayer;
+use tower_governor::governor::GovernorConfigBuilder;
+use tower_governor::key_extractor::GlobalKeyExtractor;
 use tower_layer::Layer;
 use tower_resilience_ratelimiter::RateLimiterLayer;
 use tower_service::Service;
 
+use super::asking::{Asking, Said};
 use super::waiting::{A_SECOND, BURST};
-use super::{A_BILLION, Asking, ONE, YEAR, spend};
-use crate::target::{Answer, Key, Request, Target};
+use super::{A_BILLION, ONE, YEAR, get, number, spend};
+use crate::target::{Answer, Key, Request, Response, Target};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// An error as the limiter made it, or as it came from below.
-#[derive(Debug)]
-#[expect(dead_code, reason = "nobody reads it")]
-pub(crate) enum Said<E> {
-    Refused(E),
-    Below(io::Error),
-}
-
-impl<E> From<io::Error> for Said<E> {
-    fn from(error: io::Error) -> Self {
-        Self::Below(error)
-    }
-}
 
 type TooEarly = Said<NotUntil<QuantaInstant>>;
 
@@ -70,7 +62,7 @@ pub(crate) fn governor_http(target: Target) -> impl Service<Request, Response: A
 
 pub(crate) fn governor_refused(target: Target) -> impl Service<u64, Response: Answer> {
     let mut service = with_governor(hardly(), target);
-    spend(&mut service);
+    spend(&mut service, number);
     service
 }
 
@@ -87,6 +79,20 @@ pub(crate) fn governor_keyed(target: Target) -> impl Service<Key, Response: Answ
     Asking::new(target, move |key: &Key| {
         limiter.check_key(&key.0).map_err(Said::Refused)
     })
+}
+
+/// With the answer that it makes for axum.
+pub(crate) fn governor_answered(target: Target) -> impl Service<Request, Response: Answer> {
+    let config = GovernorConfigBuilder::default()
+        .period(YEAR)
+        .burst_size(1)
+        .key_extractor(GlobalKeyExtractor)
+        .finish();
+    let config = config.expect("one a year is not none");
+    let target = MapResponse::new(target, |response: Response| response.map(Body::new));
+    let mut service = GovernorLayer::new(config).layer(target);
+    spend(&mut service, get());
+    service
 }
 
 fn with_ratelimit<S, R>(
@@ -193,6 +199,6 @@ pub(crate) fn resilience_refused(target: Target) -> impl Service<u64, Response: 
         .burst_size(0)
         .timeout_duration(Duration::ZERO);
     let mut service = builder.build().expect("more than nothing").layer(target);
-    spend(&mut service);
+    spend(&mut service, number);
     service
 }
