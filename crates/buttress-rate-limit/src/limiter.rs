@@ -86,13 +86,6 @@ pub(crate) enum Asked {
     Refused(BoxError),
 }
 
-/// What a word says to a call, and by which rate; of the bucket, when it will be full.
-enum Said {
-    Granted(Rate, u64),
-    Denied(Denied, Rate, u64),
-    Ask,
-}
-
 /// What is decided under the lock.
 enum Decision {
     Granted,
@@ -152,83 +145,72 @@ impl Limiter {
         self.start + Duration::from_nanos(nanos)
     }
 
-    /// Asks for tokens, and waits for them no longer than it may: that is known at once.
+    /// Takes tokens with a word alone, as most calls do. Returns when the bucket will be full then, or nothing if there is
+    /// more to say.
     #[inline]
-    pub(crate) fn ask(self: &Arc<Self>, ask: &Ask<'_>) -> Asked {
-        let since = clock::now();
-        let now = self.nanos(since);
-        match self.ask_word(ask.tag, now, ask.cost) {
-            Said::Granted(rate, full) => {
-                if self.settings.refuses
-                    && let Some(report) = (ask.report)()
-                {
-                    report.add(self.limit(&Standing::by_word(&rate, full, now)));
-                }
-                self.admitted(ask.cost, || Duration::ZERO);
-                Asked::Granted
-            }
-            Said::Denied(denied, rate, full)
-                if self.settings.max_wait.is_zero() && !self.settings.shadow =>
-            {
-                Asked::Refused(self.refuse(ask, denied, &Standing::by_word(&rate, full, now)))
-            }
-            Said::Denied(..) | Said::Ask => self.ask_in_turn(ask, since),
-        }
-    }
-
-    /// Asks the word alone.
-    #[inline]
-    fn ask_word(&self, tag: u64, now: u64, cost: u64) -> Said {
-        let place = match tag {
-            SHARED => self.table.shared(),
-            tag => match self.table.find(tag) {
-                Some(place) => place,
-                None => return Said::Ask,
-            },
-        };
+    pub(crate) fn pass(&self, tag: u64, cost: u64, since: Instant) -> Option<u64> {
+        let place = self.find(tag)?;
         let word = self.table.word(place);
+        let now = self.nanos(since);
         // Acquire, with the release of whoever has stored it under the lock: the rate and the tag that belong to it are
         // seen then too, or newer ones.
         let mut full = word.load(Ordering::Acquire);
         loop {
             // The place may have been given to another key since it was found.
             if tag != SHARED && !self.table.is_of(place, tag) {
-                return Said::Ask;
+                return None;
             }
             // If the rate is being changed, so is the word, and what is reckoned with it comes to nothing.
-            let rate = self.pace.load();
-            let units = rate.units(now);
-            match rate.take(full.into(), units, 0, cost) {
-                Ok(_) if cost == 0 => return Said::Granted(rate, full),
-                Ok(then) => {
-                    let Ok(then @ 0..ASK) = u64::try_from(then) else {
-                        return Said::Ask;
-                    };
-                    // Acquire as above. No release: nothing belongs to the new word that did not belong to the old one.
-                    match word.compare_exchange_weak(
-                        full,
-                        then,
-                        Ordering::Acquire,
-                        Ordering::Acquire,
-                    ) {
-                        Ok(_) => return Said::Granted(rate, then),
-                        Err(other) => full = other,
-                    }
-                }
-                // It owes more than it holds, or the clock has stepped back; or the word says to ask, and seems to be later
-                // than any moment there is.
-                Err(Denied::For(_)) if u128::from(full) > units + rate.capacity => {
-                    return Said::Ask;
-                }
-                Err(denied) => {
-                    // The rate was read before the word is read again: it belongs to it if that is the same.
-                    let now = word.load(Ordering::Acquire);
-                    if now == full {
-                        return Said::Denied(denied, rate, full);
-                    }
-                    full = now;
-                }
+            let then = self.pace.take(full, now, cost)?;
+            if cost == 0 {
+                return Some(full);
             }
+            // Acquire as above. No release: nothing belongs to the new word that did not belong to the old one.
+            match word.compare_exchange_weak(full, then, Ordering::Acquire, Ordering::Acquire) {
+                Ok(_) => return Some(then),
+                Err(other) => full = other,
+            }
+        }
+    }
+
+    /// Asks for tokens that could not be had without more ado, and waits for them no longer than it may: that is known at
+    /// once.
+    #[inline(never)]
+    pub(crate) fn ask(self: &Arc<Self>, ask: &Ask<'_>, since: Instant) -> Asked {
+        if self.settings.max_wait.is_zero()
+            && !self.settings.shadow
+            && let Some((denied, rate, full)) = self.denial(ask, self.nanos(since))
+        {
+            let standing = Standing::by_word(&rate, full, self.nanos(since));
+            return Asked::Refused(self.refuse(ask, denied, &standing));
+        }
+        self.ask_in_turn(ask, since)
+    }
+
+    /// Why a word alone does not let a call through: by which rate, and when the bucket will be full.
+    fn denial(&self, ask: &Ask<'_>, now: u64) -> Option<(Denied, Rate, u64)> {
+        let place = self.find(ask.tag)?;
+        let word = self.table.word(place);
+        // Acquire as in `pass`.
+        let full = word.load(Ordering::Acquire);
+        if ask.tag != SHARED && !self.table.is_of(place, ask.tag) {
+            return None;
+        }
+        let rate = self.pace.load();
+        let now = rate.units(now);
+        let denied = rate.take(full.into(), now, 0, ask.cost).err()?;
+        // A word that says to ask seems to be later than any moment there is. Otherwise it owes more than it holds, or the
+        // clock has stepped back.
+        let asks = u128::from(full) > now + rate.capacity;
+        // The rate was read before the word is read again: it belongs to it if that is the same.
+        (!asks && word.load(Ordering::Acquire) == full).then_some((denied, rate, full))
+    }
+
+    #[inline]
+    fn find(&self, tag: u64) -> Option<usize> {
+        match tag {
+            SHARED => Some(self.table.shared()),
+            tag => self.table.find(tag),
         }
     }
 
@@ -441,10 +423,7 @@ impl Limiter {
     ) -> Option<T> {
         let mut locked = lock(&self.locked);
         let now = self.nanos(clock::now());
-        let place = match tag {
-            SHARED => self.table.shared(),
-            tag => self.table.find(tag)?,
-        };
+        let place = self.find(tag)?;
         let done = self.act(&mut locked, place, now, |buckets, line| {
             act(buckets, line, now)
         });
@@ -480,6 +459,12 @@ impl Limiter {
             rejected = rejected.after(retry_after);
         }
         rejected.into()
+    }
+
+    /// Says how he stands who has passed a word and left it at `full`.
+    pub(crate) fn report_of_word(&self, report: &LimitReport, full: u64, since: Instant) {
+        let standing = Standing::by_word(&self.pace.load(), full, self.nanos(since));
+        report.add(self.limit(&standing));
     }
 
     pub(crate) fn admitted(&self, cost: u64, waited: impl FnOnce() -> Duration) {
@@ -689,7 +674,16 @@ impl Pace {
             .store(narrow(rate.capacity), Ordering::Release);
     }
 
+    /// As [`Rate::take`], for a word and the time in nanoseconds; nothing too if the word says to ask.
     #[inline]
+    fn take(&self, full: u64, now: u64, cost: u64) -> Option<u64> {
+        let now = now.checked_mul(self.scale.load(Ordering::Acquire))?;
+        let time = cost.checked_mul(self.token.load(Ordering::Acquire))?;
+        let then = full.max(now).checked_add(time)?;
+        let most = now.checked_add(self.capacity.load(Ordering::Acquire))?;
+        (then <= most && then < ASK).then_some(then)
+    }
+
     fn load(&self) -> Rate {
         Rate {
             scale: self.scale.load(Ordering::Acquire),
@@ -750,15 +744,17 @@ mod tests {
 
     /// Asks for one token; how long it has to be waited for, if it has.
     fn wait(limiter: &Arc<Limiter>) -> Option<Duration> {
-        let asked = limiter.ask(&Ask {
+        let since = clock::now();
+        let passed = limiter.pass(SHARED, 1, since);
+        let ask = Ask {
             tag: SHARED,
             cost: 1,
             quota: None,
             key: &|| None,
             due: &|| None,
             report: &|| None,
-        });
-        match asked {
+        };
+        match passed.map_or_else(|| limiter.ask(&ask, since), |_| Asked::Granted) {
             Asked::Granted => None,
             Asked::Waits(_) => panic!("nobody waits"),
             Asked::Refused(error) => Rejected::find(&*error).unwrap().retry_after(),

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc, task::Waker, time::Duration};
 
-use buttress_core::Events;
+use buttress_core::{Events, clock};
 use loom::thread;
 
 use crate::{
@@ -36,14 +36,19 @@ fn of(quota: Quota, keys: usize, max_wait: Duration) -> Arc<Limiter> {
 }
 
 fn ask(limiter: &Arc<Limiter>, tag: u64) -> Asked {
-    limiter.ask(&Ask {
+    let since = clock::now();
+    if limiter.pass(tag, 1, since).is_some() {
+        return Asked::Granted;
+    }
+    let ask = Ask {
         tag,
         cost: 1,
         quota: None,
         key: &|| None,
         due: &|| None,
         report: &|| None,
-    })
+    };
+    limiter.ask(&ask, since)
 }
 
 fn admits(limiter: &Arc<Limiter>, tag: u64) -> u64 {

@@ -4,9 +4,13 @@ use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use buttress_core::BoxError;
+use buttress_core::{
+    BoxError,
+    clock::{self, Instant},
+};
 use tower_service::Service;
 
 use crate::{
@@ -77,15 +81,47 @@ where
             return ResponseFuture::called(self.inner.call(request));
         }
         let key = self.keys.key(&request);
-        let asked = self.limiter.ask(&Ask {
-            tag: K::tag(&key, &self.limiter.hasher),
-            cost: self.cost.cost(&request),
-            quota: self.keys.quota(&key),
-            key: &|| K::text(&key),
+        let tag = K::tag(&key, &self.limiter.hasher);
+        let cost = self.cost.cost(&request);
+        let since = clock::now();
+        let Some(full) = self.limiter.pass(tag, cost, since) else {
+            return self.call_otherwise(request, &key, tag, cost, since);
+        };
+        if self.limiter.settings.refuses
+            && let Some(report) = self.deadline.report(&request)
+        {
+            self.limiter.report_of_word(report, full, since);
+        }
+        self.limiter.admitted(cost, || Duration::ZERO);
+        ResponseFuture::called(self.inner.call(request))
+    }
+}
+
+impl<S, K, C, D> RateLimit<S, K, C, D> {
+    /// A call that has to wait, or is refused, or takes another way for some reason.
+    #[inline(never)]
+    fn call_otherwise<Req>(
+        &mut self,
+        request: Req,
+        key: &K::Key,
+        tag: u64,
+        cost: u64,
+        since: Instant,
+    ) -> ResponseFuture<S, Req, D>
+    where
+        S: Service<Req> + Clone,
+        K: Keys<Req>,
+        D: Due<Req> + Clone,
+    {
+        let ask = Ask {
+            tag,
+            cost,
+            quota: self.keys.quota(key),
+            key: &|| K::text(key),
             due: &|| self.deadline.due(&request),
             report: &|| self.deadline.report(&request),
-        });
-        match asked {
+        };
+        match self.limiter.ask(&ask, since) {
             Asked::Granted => ResponseFuture::called(self.inner.call(request)),
             Asked::Waits(grant) => {
                 // Whoever waits does not hold what made the service ready: others may use it meanwhile.

@@ -3,15 +3,19 @@
 //! A key is known by its hash, its tag. It has a place in one of two sets of eight, where it finds it whether or not
 //! others come and go: it is never moved. A place whose bucket is full is free: nothing is lost with it.
 
-use std::num::NonZeroUsize;
+use std::{array::from_fn, num::NonZeroUsize};
 
 use buttress_core::sync::{Apart, AtomicU64, Ordering};
 
-/// The places of a set: its tags fill one cache line, its words another.
+/// The places of a set, and those of a row. A row is a cache line.
 const WAYS: usize = 8;
+const ROW: usize = 4;
 
 /// How many places there are for so many keys, in percent: with two sets to choose from, hardly a key finds none.
 const ROOM: u128 = 150;
+
+/// A set that has so many free places is roomy enough.
+const SPARE: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -20,11 +24,13 @@ pub(crate) struct Table {
     shared: Apart<AtomicU64>,
 }
 
+type Set = [Row; WAYS / ROW];
+
 #[derive(Debug)]
-struct Set {
-    /// Nothing where there has never been anybody.
-    tags: [AtomicU64; WAYS],
-    words: [AtomicU64; WAYS],
+struct Row {
+    /// 0 where there has never been anybody.
+    tags: [AtomicU64; ROW],
+    words: [AtomicU64; ROW],
 }
 
 impl Table {
@@ -32,12 +38,12 @@ impl Table {
     pub(crate) fn new(keys: Option<NonZeroUsize>, word: u64) -> Self {
         let places = keys.map_or(0, |keys| keys.get() as u128 * ROOM / 100);
         let sets = usize::try_from(places.div_ceil(WAYS as u128)).unwrap_or(usize::MAX);
-        let set = || Set {
-            tags: std::array::from_fn(|_| AtomicU64::new(0)),
-            words: std::array::from_fn(|_| AtomicU64::new(word)),
+        let row = |_| Row {
+            tags: from_fn(|_| AtomicU64::new(0)),
+            words: from_fn(|_| AtomicU64::new(word)),
         };
         Self {
-            sets: (0..sets).map(|_| Apart(set())).collect(),
+            sets: (0..sets).map(|_| Apart(from_fn(row))).collect(),
             shared: Apart(AtomicU64::new(word)),
         }
     }
@@ -49,8 +55,8 @@ impl Table {
 
     #[inline]
     pub(crate) fn word(&self, place: usize) -> &AtomicU64 {
-        match self.sets.get(place / WAYS) {
-            Some(Apart(set)) => &set.words[place % WAYS],
+        match self.row(place) {
+            Some(row) => &row.words[place % ROW],
             None => &self.shared.0,
         }
     }
@@ -58,22 +64,21 @@ impl Table {
     /// Does a place belong to this tag? The shared one belongs to nobody.
     #[inline]
     pub(crate) fn is_of(&self, place: usize, tag: u64) -> bool {
-        match self.sets.get(place / WAYS) {
-            Some(Apart(set)) => set.tags[place % WAYS].load(Ordering::Relaxed) == tag,
-            None => false,
-        }
+        let row = self.row(place);
+        row.is_some_and(|row| row.tags[place % ROW].load(Ordering::Relaxed) == tag)
     }
 
     /// The place of a tag.
     #[inline]
     pub(crate) fn find(&self, tag: u64) -> Option<usize> {
         self.choices(tag).into_iter().find_map(|set| {
-            let tags = &self.sets.get(set)?.0.tags;
-            // Acquire, with the release in `claim`: whoever finds the tag finds the word as it was claimed, or later.
-            let way = tags
-                .iter()
-                .position(|other| other.load(Ordering::Acquire) == tag)?;
-            Some(set * WAYS + way)
+            let mut hits = 0_u32;
+            // All of them, whichever it is: which one it is cannot be predicted, and a wrong guess costs more.
+            for (way, other) in self.tags(set).enumerate() {
+                // Acquire, with the release in `claim`: whoever finds the tag finds the word as it was claimed, or later.
+                hits |= u32::from(other.load(Ordering::Acquire) == tag) << way;
+            }
+            (hits > 0).then(|| set * WAYS + hits.trailing_zeros() as usize)
         })
     }
 
@@ -87,17 +92,34 @@ impl Table {
     ) -> Option<(usize, bool)> {
         let free = |set: usize| (set * WAYS..(set + 1) * WAYS).filter(|place| is_free(*place));
         let [one, other] = self.choices(tag);
-        let roomier_first = if free(one).count() < free(other).count() {
+        // Most are in the one where they are looked for first.
+        let ones = free(one).count();
+        let sets = if ones < SPARE && ones < free(other).count() {
             [other, one]
         } else {
             [one, other]
         };
-        let place = roomier_first
+        let place = sets
             .into_iter()
             .find_map(|set| free(set).find(|place| seize(*place)))?;
-        let set = &self.sets.get(place / WAYS)?.0;
-        let before = set.tags[place % WAYS].swap(tag, Ordering::Release);
+        let own = &self.row(place)?.tags[place % ROW];
+        let before = own.swap(tag, Ordering::Release);
         Some((place, before != 0))
+    }
+
+    #[inline]
+    fn row(&self, place: usize) -> Option<&Row> {
+        let set = self.sets.get(place / WAYS)?;
+        set.0.get(place % WAYS / ROW)
+    }
+
+    #[inline]
+    fn tags(&self, set: usize) -> impl Iterator<Item = &AtomicU64> {
+        self.sets
+            .get(set)
+            .into_iter()
+            .flat_map(|set| &set.0)
+            .flat_map(|row| &row.tags)
     }
 
     /// The two sets of a tag.
