@@ -80,6 +80,16 @@ const RATELIMIT: &str = "ratelimit (no layer)";
 const TOWER: &str = "tower (no clones)";
 const RESILIENCE: &str = "tower-resilience";
 
+/// The time of a token, and the burst, of each of so many keys: over a run no key that has been used is full again and may
+/// be forgotten, nor is it empty.
+fn of_a_key(keys: u32) -> (Duration, NonZeroU32) {
+    let burst = NonZeroU32::new(A_BILLION.get() / keys);
+    (
+        Duration::from_secs(keys.into()),
+        burst.expect("less than a billion keys"),
+    )
+}
+
 fn number() -> u64 {
     NUMBER
 }
@@ -235,7 +245,9 @@ fn keyed(name: &'static str, number: u32) -> Group {
             of("buttress", Kind::Ours, number, move |target| {
                 ours::keyed(number, target)
             }),
-            of(GOVERNOR, Kind::Peer, number, peers::governor_keyed),
+            of(GOVERNOR, Kind::Peer, number, move |target| {
+                peers::governor_keyed(number, target)
+            }),
         ],
         goals: KEYED,
     }
@@ -267,7 +279,9 @@ fn keyed_threads(name: &'static str, threads: u32) -> Group {
             of(threads, "buttress", Kind::Ours, |target| {
                 ours::keyed(NUMBER, target)
             }),
-            of(threads, GOVERNOR, Kind::Peer, peers::governor_keyed),
+            of(threads, GOVERNOR, Kind::Peer, |target| {
+                peers::governor_keyed(NUMBER, target)
+            }),
         ],
         goals: KEYED,
     }

@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use tower_service::Service;
 
 use super::asking::{Asking, Said};
-use super::{A_BILLION, YEAR, get, number, spend};
+use super::{A_BILLION, YEAR, get, number, of_a_key, spend};
 use crate::target::{Answer, Key, Request, Response, Target};
 
 /// In nanoseconds.
@@ -105,11 +105,13 @@ pub(crate) fn keyed(
 ) -> impl Service<Key, Response: Answer> + Clone + Send {
     let buckets = (0..keys.next_power_of_two()).map(|_| Bucket::default());
     let buckets: Arc<[_]> = buckets.collect();
+    let (period, burst) = of_a_key(keys);
+    let token = period.as_secs() * SECOND;
     let last = u64::from(keys.next_power_of_two() - 1);
     Asking::new(target, move |key: &Key| {
         let place = usize::try_from(hash(key.0) & last).expect("a place in memory");
-        let taken = buckets[place].take(SECOND, A_BILLION.get().into());
-        taken.map_err(BoxError::from)
+        let result = buckets[place].take(token, burst.get().into());
+        result.map_err(BoxError::from)
     })
 }
 

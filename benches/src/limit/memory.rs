@@ -20,9 +20,7 @@ pub(crate) fn measures() -> Vec<Measure> {
     let rows = |(group, keys)| {
         [
             of(group, "buttress", Kind::Ours, keys, ours::keyed),
-            of(group, GOVERNOR, Kind::Peer, keys, |_, target| {
-                peers::governor_keyed(target)
-            }),
+            of(group, GOVERNOR, Kind::Peer, keys, peers::governor_keyed),
         ]
     };
     sizes.into_iter().flat_map(rows).collect()

@@ -9,7 +9,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::waiting::{A_SECOND, BURST};
-use super::{A_BILLION, ONE, YEAR, get, number, spend};
+use super::{A_BILLION, ONE, YEAR, get, number, of_a_key, spend};
 use crate::target::{Answer, Key, Request, Target};
 
 const PLENTY: Quota = Quota::per_second(A_BILLION).burst(A_BILLION);
@@ -43,8 +43,10 @@ pub(crate) fn keyed(
     keys: u32,
     target: Target,
 ) -> impl Service<Key, Response: Answer> + Clone + Send {
+    let (period, burst) = of_a_key(keys);
+    let quota = Quota::per(ONE, period).expect("there are keys");
     let keys = usize::try_from(keys).ok().and_then(NonZeroUsize::new);
-    let layer = RateLimitLayer::new(Quota::per_second(ONE).burst(A_BILLION)).refuse();
+    let layer = RateLimitLayer::new(quota.burst(burst)).refuse();
     let layer = layer.by_key(|request: &Key| request.0);
     layer.max_keys(keys.expect("not zero")).layer(target)
 }

@@ -24,7 +24,7 @@ use tower_service::Service;
 
 use super::asking::{Asking, Said};
 use super::waiting::{A_SECOND, BURST};
-use super::{A_BILLION, ONE, YEAR, get, number, spend};
+use super::{A_BILLION, ONE, YEAR, get, number, of_a_key, spend};
 use crate::target::{Answer, Key, Request, Response, Target};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -72,9 +72,13 @@ pub(crate) fn governor_waiting() -> Arc<DefaultDirectRateLimiter> {
 }
 
 /// Its default store, a dashmap, and its default hasher.
-pub(crate) fn governor_keyed(target: Target) -> impl Service<Key, Response: Answer> + Clone + Send {
-    let quota = Quota::with_period(SECOND).expect("a second is not zero");
-    let quota = quota.allow_burst(A_BILLION);
+pub(crate) fn governor_keyed(
+    keys: u32,
+    target: Target,
+) -> impl Service<Key, Response: Answer> + Clone + Send {
+    let (period, burst) = of_a_key(keys);
+    let quota = Quota::with_period(period).expect("there are keys");
+    let quota = quota.allow_burst(burst);
     let limiter = Arc::new(RateLimiter::<u64, _, DefaultClock>::keyed(quota));
     Asking::new(target, move |key: &Key| {
         limiter.check_key(&key.0).map_err(Said::Refused)
