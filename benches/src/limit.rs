@@ -151,7 +151,7 @@ fn granted_http() -> Group {
     }
 }
 
-/// Without leaky-bucket and tower, which do not refuse.
+/// Without tower, which does not refuse, and leaky-bucket, which makes no error of it.
 fn refused_numbers() -> Group {
     fn empty<S>(name: &'static str, kind: Kind, wrap: impl FnOnce(Target) -> S) -> Row
     where
