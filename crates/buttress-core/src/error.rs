@@ -42,6 +42,7 @@ impl fmt::Display for Reason {
 impl Rejected {
     /// A refusal by a kind of layer ("breaker"), and in a few words why ("open").
     #[must_use]
+    #[inline]
     pub fn new(by: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
         Self::because(by, Reason::Text(reason.into()))
     }
@@ -70,6 +71,7 @@ impl Rejected {
 
     /// Adds the name of the one that refused, which its user gave it.
     #[must_use]
+    #[inline]
     pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
@@ -77,6 +79,7 @@ impl Rejected {
 
     /// Adds the key whose calls are refused, where a layer tells them apart by key.
     #[must_use]
+    #[inline]
     pub fn keyed(mut self, key: impl Into<Arc<str>>) -> Self {
         self.key = Some(key.into());
         self
@@ -84,6 +87,7 @@ impl Rejected {
 
     /// Adds the time after which another call may be let through.
     #[must_use]
+    #[inline]
     pub fn after(mut self, retry_after: Duration) -> Self {
         self.retry_after = Some(retry_after);
         self
@@ -91,6 +95,7 @@ impl Rejected {
 
     /// Adds the limit that the call would have exceeded.
     #[must_use]
+    #[inline]
     pub fn over(mut self, limit: ServiceLimit) -> Self {
         self.limit = Some(limit);
         self

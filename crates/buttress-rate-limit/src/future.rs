@@ -24,18 +24,18 @@ where
     S: Service<Req>,
 {
     #[pin]
-    state: State<S::Future>,
-    waiting: Option<Waiting<S, Req, D>>,
-    #[pin]
-    timer: Option<Sleep>,
+    state: State<S, Req, D>,
 }
 
 #[pin_project(project = StateProj)]
-enum State<F> {
-    /// There is no call yet.
-    Waiting,
-    Called(#[pin] F),
+enum State<S, Req, D>
+where
+    S: Service<Req>,
+{
+    Called(#[pin] S::Future),
     Refused(Option<BoxError>),
+    /// There is no call yet, and a timer only from the first poll on.
+    Waiting(Option<Waiting<S, Req, D>>, #[pin] Option<Sleep>),
 }
 
 /// What a call that waits is made of.
@@ -51,11 +51,13 @@ where
     S: Service<Req>,
 {
     pub(crate) fn called(future: S::Future) -> Self {
-        Self::of(State::Called(future), None)
+        let state = State::Called(future);
+        Self { state }
     }
 
     pub(crate) fn refused(error: BoxError) -> Self {
-        Self::of(State::Refused(Some(error)), None)
+        let state = State::Refused(Some(error));
+        Self { state }
     }
 
     pub(crate) fn waiting(service: S, request: Req, grant: Grant, deadline: D) -> Self {
@@ -65,15 +67,8 @@ where
             grant,
             deadline,
         };
-        Self::of(State::Waiting, Some(waiting))
-    }
-
-    fn of(state: State<S::Future>, waiting: Option<Waiting<S, Req, D>>) -> Self {
-        Self {
-            state,
-            waiting,
-            timer: None,
-        }
+        let state = State::Waiting(Some(waiting), None);
+        Self { state }
     }
 }
 
@@ -85,28 +80,27 @@ where
     type Output = Result<S::Response, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
+        let mut state = self.project().state;
         loop {
-            match this.state.as_mut().project() {
+            let (waiting, mut timer) = match state.as_mut().project() {
                 StateProj::Called(future) => return future.poll(cx).map_err(Into::into),
                 StateProj::Refused(error) => {
                     let error = error.take().expect("it was polled after its end");
                     return Poll::Ready(Err(error));
                 }
-                StateProj::Waiting => {}
-            }
-            let waiting = this.waiting.as_mut();
-            let waiting = waiting.expect("it was polled after its end");
-            while let Some(until) = waiting.grant.poll(cx.waker()) {
+                StateProj::Waiting(waiting, timer) => (waiting, timer),
+            };
+            let waits = waiting.as_mut().expect("it was polled after its end");
+            while let Some(until) = waits.grant.poll(cx.waker()) {
                 let left = until.saturating_duration_since(clock::now());
-                this.timer.set(Some(sleep(left)));
-                if let Some(timer) = this.timer.as_mut().as_pin_mut() {
+                timer.set(Some(sleep(left)));
+                if let Some(timer) = timer.as_mut().as_pin_mut() {
                     ready!(timer.poll(cx));
                 }
             }
-            this.timer.set(None);
-            if let Err(error) = ready!(waiting.service.poll_ready(cx)) {
-                *this.waiting = None;
+            timer.set(None);
+            if let Err(error) = ready!(waits.service.poll_ready(cx)) {
+                *waiting = None;
                 return Poll::Ready(Err(error.into()));
             }
             if let Some(Waiting {
@@ -114,10 +108,10 @@ where
                 request,
                 grant,
                 deadline,
-            }) = this.waiting.take()
+            }) = waiting.take()
             {
                 grant.spend(|| deadline.report(&request));
-                this.state.set(State::Called(service.call(request)));
+                state.set(State::Called(service.call(request)));
             }
         }
     }
@@ -129,7 +123,7 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Waiting => "Waiting",
+            State::Waiting(..) => "Waiting",
             State::Called(_) => "Called",
             State::Refused(_) => "Refused",
         };

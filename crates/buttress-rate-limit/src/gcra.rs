@@ -126,8 +126,12 @@ impl Rate {
 
     /// A number of units as time, rounded up.
     pub(crate) fn duration(&self, units: u128) -> Duration {
-        let nanos = units.div_ceil(u128::from(self.scale));
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        // A division of 128 bits takes its time.
+        let nanos = u64::try_from(units).map_or_else(
+            |_| u64::try_from(units.div_ceil(self.scale.into())).unwrap_or(u64::MAX),
+            |units| units.div_ceil(self.scale),
+        );
+        Duration::from_nanos(nanos)
     }
 }
 

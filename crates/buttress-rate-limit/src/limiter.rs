@@ -181,7 +181,16 @@ impl Limiter {
             && !self.settings.shadow
             && let Some((denied, rate, full)) = self.denial(ask, self.nanos(since))
         {
-            let standing = Standing::by_word(&rate, full, self.nanos(since));
+            let standing = match denied {
+                // There is none, and this is when there will be one.
+                Denied::For(reset) if ask.cost == 1 => Standing {
+                    quota: 0,
+                    own: None,
+                    left: 0,
+                    reset,
+                },
+                _ => Standing::by_word(&rate, full, self.nanos(since)),
+            };
             return Asked::Refused(self.refuse(ask, denied, &standing));
         }
         self.ask_in_turn(ask, since)
