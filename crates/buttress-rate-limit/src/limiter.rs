@@ -177,9 +177,10 @@ impl Limiter {
     /// once.
     #[inline(never)]
     pub(crate) fn ask(self: &Arc<Self>, ask: &Ask<'_>, since: Instant) -> Asked {
+        let now = self.nanos(since);
         if self.settings.max_wait.is_zero()
             && !self.settings.shadow
-            && let Some((denied, rate, full)) = self.denial(ask, self.nanos(since))
+            && let Some((denied, full)) = self.denial(ask.tag, now, ask.cost)
         {
             let standing = match denied {
                 // There is none, and this is when there will be one.
@@ -189,30 +190,25 @@ impl Limiter {
                     left: 0,
                     reset,
                 },
-                _ => Standing::by_word(&rate, full, self.nanos(since)),
+                _ => Standing::by_word(&self.pace.load(), full, now),
             };
             return Asked::Refused(self.refuse(ask, denied, &standing));
         }
         self.ask_in_turn(ask, since)
     }
 
-    /// Why a word alone does not let a call through: by which rate, and when the bucket will be full.
-    fn denial(&self, ask: &Ask<'_>, now: u64) -> Option<(Denied, Rate, u64)> {
-        let place = self.find(ask.tag)?;
+    /// Why a word alone does not let a call through, and when the bucket will be full.
+    fn denial(&self, tag: u64, now: u64, cost: u64) -> Option<(Denied, u64)> {
+        let place = self.find(tag)?;
         let word = self.table.word(place);
         // Acquire as in `pass`.
         let full = word.load(Ordering::Acquire);
-        if ask.tag != SHARED && !self.table.is_of(place, ask.tag) {
+        if tag != SHARED && !self.table.is_of(place, tag) {
             return None;
         }
-        let rate = self.pace.load();
-        let now = rate.units(now);
-        let denied = rate.take(full.into(), now, 0, ask.cost).err()?;
-        // A word that says to ask seems to be later than any moment there is. Otherwise it owes more than it holds, or the
-        // clock has stepped back.
-        let asks = u128::from(full) > now + rate.capacity;
+        let denied = self.pace.denial(full, now, cost)?;
         // The rate was read before the word is read again: it belongs to it if that is the same.
-        (!asks && word.load(Ordering::Acquire) == full).then_some((denied, rate, full))
+        (word.load(Ordering::Acquire) == full).then_some((denied, full))
     }
 
     #[inline]
@@ -686,11 +682,30 @@ impl Pace {
     /// As [`Rate::take`], for a word and the time in nanoseconds; nothing too if the word says to ask.
     #[inline]
     fn take(&self, full: u64, now: u64, cost: u64) -> Option<u64> {
+        let (then, most) = self.reckon(full, now, cost)?;
+        (then <= most && then < ASK).then_some(then)
+    }
+
+    /// Why nothing is taken. Nothing if something is, or the word says to ask; if it owes more than it holds, or the clock has
+    /// stepped back, that is nothing for a word either.
+    fn denial(&self, full: u64, now: u64, cost: u64) -> Option<Denied> {
+        if cost > self.burst.load(Ordering::Acquire) {
+            return Some(Denied::Forever);
+        }
+        let (then, most) = self.reckon(full, now, cost)?;
+        let units = then.checked_sub(most).filter(|_| full <= most)?;
+        let nanos = units.div_ceil(self.scale.load(Ordering::Acquire));
+        (nanos > 0).then(|| Denied::For(Duration::from_nanos(nanos)))
+    }
+
+    /// When a bucket would be full after this, and when it may be at most.
+    #[inline]
+    fn reckon(&self, full: u64, now: u64, cost: u64) -> Option<(u64, u64)> {
         let now = now.checked_mul(self.scale.load(Ordering::Acquire))?;
         let time = cost.checked_mul(self.token.load(Ordering::Acquire))?;
         let then = full.max(now).checked_add(time)?;
         let most = now.checked_add(self.capacity.load(Ordering::Acquire))?;
-        (then <= most && then < ASK).then_some(then)
+        Some((then, most))
     }
 
     fn load(&self) -> Rate {

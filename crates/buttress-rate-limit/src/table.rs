@@ -71,14 +71,18 @@ impl Table {
     /// The place of a tag.
     #[inline]
     pub(crate) fn find(&self, tag: u64) -> Option<usize> {
-        self.choices(tag).into_iter().find_map(|set| {
+        self.choices(tag).into_iter().find_map(|place| {
+            let Apart(set) = self.sets.get(place)?;
             let mut hits = 0_u32;
             // All of them, whichever it is: which one it is cannot be predicted, and a wrong guess costs more.
-            for (way, other) in self.tags(set).enumerate() {
-                // Acquire, with the release in `claim`: whoever finds the tag finds the word as it was claimed, or later.
-                hits |= u32::from(other.load(Ordering::Acquire) == tag) << way;
+            for (row, Row { tags, .. }) in set.iter().enumerate() {
+                for (way, other) in tags.iter().enumerate() {
+                    // Acquire, with the release in `claim`: whoever finds the tag finds the word as it was claimed, or later.
+                    let hit = other.load(Ordering::Acquire) == tag;
+                    hits |= u32::from(hit) << (row * ROW + way);
+                }
             }
-            (hits > 0).then(|| set * WAYS + hits.trailing_zeros() as usize)
+            (hits > 0).then(|| place * WAYS + hits.trailing_zeros() as usize)
         })
     }
 
@@ -111,15 +115,6 @@ impl Table {
     fn row(&self, place: usize) -> Option<&Row> {
         let set = self.sets.get(place / WAYS)?;
         set.0.get(place % WAYS / ROW)
-    }
-
-    #[inline]
-    fn tags(&self, set: usize) -> impl Iterator<Item = &AtomicU64> {
-        self.sets
-            .get(set)
-            .into_iter()
-            .flat_map(|set| &set.0)
-            .flat_map(|row| &row.tags)
     }
 
     /// The two sets of a tag.
