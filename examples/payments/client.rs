@@ -2,7 +2,12 @@
 
 use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
-use buttress::{BoxError, breaker::BreakerLayer, retry::RetryLayer};
+use buttress::{
+    BoxError,
+    breaker::BreakerLayer,
+    rate_limit::{Quota, RateLimitLayer},
+    retry::RetryLayer,
+};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body::Body;
@@ -31,6 +36,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the breaker is open at first, and at most: so long may the end of an outage go unnoticed.
 const OPEN_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 
+/// How long a send may wait for its turn. All calls in one line do not wait so long, unless `--rate` is
+/// low. The breaker's patience has room for it and for a send: to wait in line is no failure.
+const MAX_WAIT: Duration = Duration::from_millis(100);
+
 /// A client that answers with whole bodies.
 pub(crate) type Payer = BoxCloneService<Request<Full<Bytes>>, Response<Bytes>, BoxError>;
 
@@ -53,7 +62,7 @@ pub(crate) fn stack(
     });
     let http = Client::builder(TokioExecutor::new()).build(connector);
 
-    let (retries, states) = (counts.clone(), counts.clone());
+    let (retries, states, turns) = (counts.clone(), counts.clone(), counts.clone());
     let retry = RetryLayer::http()
         .max_retries(3)
         .attempt_timeout(ATTEMPT_TIMEOUT)
@@ -70,10 +79,15 @@ pub(crate) fn stack(
     if args.shadow {
         breaker = breaker.shadow();
     }
+    let pace = RateLimitLayer::http(Quota::per_second(args.rate))
+        .max_wait(MAX_WAIT)
+        .on_event(move |event| turns.pace(event));
     ServiceBuilder::new()
         .layer(retry)
         // Below the retries, where it sees every send. What it refuses is not sent again.
         .layer(breaker)
+        // Below the breaker: what that refuses does not wait for its turn. What is sent does, each time.
+        .layer(pace)
         .service(http)
         .and_then(whole)
         .boxed_clone()

@@ -10,6 +10,7 @@ use buttress::{
     Applied,
     breaker::{self, ProbeResult, State},
     clock::{self, Instant},
+    rate_limit,
     retry::{self, Cause, DelaySource, Outcome},
 };
 
@@ -29,6 +30,13 @@ pub(crate) struct Totals {
     /// The sum of the delays before retries.
     pub(crate) asleep: Duration,
     pub(crate) sends: u64,
+    /// Sends that waited for their turn.
+    pub(crate) waits: u64,
+    /// The sum of their waits.
+    pub(crate) waited: Duration,
+    pub(crate) longest_wait: Duration,
+    /// What never had its turn.
+    pub(crate) not_sent: BTreeMap<&'static str, u64>,
     pub(crate) connections: u64,
     /// Calls that the breaker refused, by its state.
     pub(crate) refused: BTreeMap<&'static str, u64>,
@@ -101,6 +109,23 @@ impl Counts {
         }
     }
 
+    pub(crate) fn pace(&self, event: &rate_limit::Event) {
+        let mut totals = self.lock();
+        let why = match event {
+            rate_limit::Event::Admitted { waited, .. } => {
+                totals.sends += 1;
+                totals.waits += u64::from(!waited.is_zero());
+                totals.waited += *waited;
+                totals.longest_wait = totals.longest_wait.max(*waited);
+                return;
+            }
+            rate_limit::Event::Refused { .. } => "refused, as the line was too long",
+            rate_limit::Event::Cancelled { .. } => "given up in the line",
+            _ => return,
+        };
+        *totals.not_sent.entry(why).or_default() += 1;
+    }
+
     pub(crate) fn retry(&self, event: &retry::Event) {
         let mut totals = self.lock();
         match event {
@@ -124,14 +149,13 @@ impl Counts {
                 };
                 *totals.retries.entry(cause).or_default() += 1;
             }
-            retry::Event::Finished { outcome, sends, .. } => {
-                totals.sends += u64::from(*sends);
+            retry::Event::Finished { outcome, .. } => {
                 let outcome = match outcome {
                     Outcome::Ok => "ok",
                     Outcome::OkAfterRetry => "ok after retries",
                     Outcome::Attempts => "out of retries",
                     Outcome::Budget => "out of budget",
-                    Outcome::Refused => "refused by the breaker",
+                    Outcome::Refused => "refused by a layer below",
                     _ => "other",
                 };
                 *totals.calls.entry(outcome).or_default() += 1;

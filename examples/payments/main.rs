@@ -1,7 +1,8 @@
 //! The main job: send payments through a network that fails, and run each of them exactly once.
 //!
 //! ```text
-//! outbox -> retry layer -> breaker layer -> HTTP client -> [fault injector] -> server -> ledger
+//! outbox -> retry -> breaker -> rate limit -> HTTP client
+//!     -> [fault injector] -> answer -> rate limit -> server -> ledger
 //! ```
 //!
 //! Everything talks over real TCP on the loopback interface. After a third of the payments the server
@@ -21,6 +22,7 @@ mod server;
 
 use std::{
     io::{self, Write},
+    num::NonZeroU32,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -60,6 +62,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 3,
           value_parser = clap::value_parser!(u64).range(0..=60))]
     outage: u64,
+
+    /// How many sends a second the client allows itself; the server takes 1,500 requests, and answers
+    /// 429 to more
+    #[arg(long, value_name = "N", default_value = "1400",
+          value_parser = clap::value_parser!(NonZeroU32))]
+    rate: NonZeroU32,
 
     /// Let the breaker refuse nothing, and only count what it would refuse
     #[arg(long)]

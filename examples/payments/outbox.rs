@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Calls at a time.
-const CONCURRENCY: usize = 64;
+const CONCURRENCY: usize = 96;
 
 /// How often the outbox is worked through. Three faults in ten need about ten rounds, nine some 200.
 const MAX_ROUNDS: u32 = 1_000;

@@ -62,8 +62,6 @@ impl Report<'_> {
     fn table(&self) -> Table {
         let (counts, audit) = (&self.counts, self.audit);
         let refused: u64 = counts.refused.values().sum();
-        // The retry layer hands every send to the breaker; what that refuses is none.
-        let sends = counts.sends - if self.args.shadow { 0 } else { refused };
         let mut rows = Rows::new();
         rows.group("the job");
         rows.count("payments", self.args.payments);
@@ -78,9 +76,17 @@ impl Report<'_> {
         rows.count("at a time that the server named", counts.hinted);
         rows.text("asleep before them, in sum", &seconds(counts.asleep));
         rows.group("sends");
-        rows.count("all", sends);
-        rows.text("per payment", &ratio(sends, self.args.payments));
+        rows.count("all", counts.sends);
+        rows.text("per payment", &ratio(counts.sends, self.args.payments));
         rows.count("connections opened", counts.connections);
+        rows.group("the pace");
+        rows.count("sends a second, at most", self.args.rate.get().into());
+        rows.count("sends that waited for their turn", counts.waits);
+        let waits = u32::try_from(counts.waits.max(1)).unwrap_or(u32::MAX);
+        rows.text("waited, on average", &millis(counts.waited / waits));
+        rows.text("waited, at most", &millis(counts.longest_wait));
+        rows.counts(&counts.not_sent);
+        rows.count("answered 429 by the server's limit", audit.refused);
         rows.group(if self.args.shadow {
             "in shadow"
         } else {
@@ -198,7 +204,12 @@ impl fmt::Display for Report<'_> {
         } else {
             WITHOUT_KEYS
         };
-        write!(f, "- {keys}\n- {STACK}")
+        let pace = if self.audit.refused > 0 {
+            PACED
+        } else {
+            UNPACED
+        };
+        write!(f, "- {keys}\n- {pace}\n- {STACK}")
     }
 }
 
@@ -209,6 +220,10 @@ const SHADOW: &str = "`--shadow`: the same run, but the breaker only says what i
 const UNSHADOW: &str = "The same run without `--shadow`: far fewer sends while the server is gone.";
 const WITH_KEYS: &str = "The same run without `--forget-keys`; `Ledger::enter` in server.rs.";
 const WITHOUT_KEYS: &str = "`--forget-keys`: the same run, but the server knows no payment again.";
+const PACED: &str = "The same run at a lower `--rate`: the server refuses none of the sends.";
+const UNPACED: &str =
+    "`--rate 5000`: the same run, but the client does not keep to the server's limit.
+  Compare the time and the sends, and what the server's limit answered.";
 const STACK: &str = "The stack, in examples/payments/client.rs: change a line, and run it again.";
 
 /// How many lines of the timeline are shown.
@@ -220,6 +235,10 @@ fn between(from: Instant, to: Instant) -> Duration {
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
+}
+
+fn millis(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]

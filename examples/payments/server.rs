@@ -4,17 +4,28 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
+    num::NonZeroU32,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use axum::{Json, Router, extract::State, routing::post};
+use buttress::{
+    answer::AnswerLayer,
+    rate_limit::{Event, Quota, RateLimitLayer},
+};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tower::ServiceBuilder;
 
 /// The header that names a payment: two requests with one key are the same payment.
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// How many requests the server takes. A fifth of a second's may come at once: as many as were held up
+/// together on their way, though they were sent one after the other.
+const LIMIT: Quota =
+    Quota::per_second(NonZeroU32::new(1_500).unwrap()).burst(NonZeroU32::new(300).unwrap());
 
 /// How long a payment takes before it is written to the ledger.
 const WORK: Duration = Duration::from_millis(5);
@@ -38,6 +49,7 @@ struct Books {
     lines: Vec<Payment>,
     answers: HashMap<String, Payment>,
     replays: u64,
+    refused: u64,
 }
 
 /// What the ledger says at the end.
@@ -49,14 +61,28 @@ pub(crate) struct Audit {
     pub(crate) lost: u64,
     /// Requests that were answered from memory.
     pub(crate) replays: u64,
+    /// Requests that came too fast, and were answered with 429.
+    pub(crate) refused: u64,
 }
 
 /// Starts the server on a free port of the loopback interface.
 pub(crate) async fn start(ledger: Arc<Ledger>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
+    let book = ledger.clone();
+    let limit = RateLimitLayer::http(LIMIT).refuse().on_event(move |event| {
+        if let Event::Refused { .. } = event {
+            book.refuse();
+        }
+    });
     let app = Router::new()
         .route("/payments", post(pay))
+        // What the limit refuses, the layer above makes an answer of.
+        .layer(
+            ServiceBuilder::new()
+                .layer(AnswerLayer::http())
+                .layer(limit),
+        )
         .with_state(ledger);
     tokio::spawn(async { axum::serve(listener, app).await });
     Ok(address)
@@ -81,6 +107,11 @@ impl Ledger {
             honours_keys,
             books: Mutex::default(),
         }
+    }
+
+    /// Counts a request that came too fast.
+    fn refuse(&self) {
+        self.books.lock().unwrap().refused += 1;
     }
 
     /// Runs a payment, or repeats the answer that its key already has.
@@ -109,6 +140,7 @@ impl Ledger {
             duplicates: again.count(),
             lost: (0..payments).filter(|id| !seen.contains(id)).count() as u64,
             replays: books.replays,
+            refused: books.refused,
         }
     }
 }
