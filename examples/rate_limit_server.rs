@@ -15,10 +15,9 @@ use reqwest::{Response, StatusCode, header::RETRY_AFTER};
 use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 
-/// What each client may do: 2 requests a second, and after a pause 5 at once; but 100 in an hour, which
-/// need a burst too, as they would otherwise have to be spread over all of it.
+/// What each client may do: 2 requests a second, and after a pause 5 at once; but 100 in an hour.
 const A_SECOND: Quota = Quota::per_second(number(2)).burst(number(5));
-const AN_HOUR: Quota = Quota::per_hour(number(100)).burst(number(100));
+const AN_HOUR: Quota = Quota::per_hour(number(100));
 /// What the server can do for all of them together.
 const FOR_ALL: Quota = Quota::per_second(number(50)).name("all");
 

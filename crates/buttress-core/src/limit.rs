@@ -20,7 +20,19 @@ pub struct QuotaPolicy {
 
 impl fmt::Display for QuotaPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} per {:?}", self.tokens, self.window)
+        const SECOND: Duration = Duration::from_secs(1);
+        const MINUTE: Duration = Duration::from_mins(1);
+        const HOUR: Duration = Duration::from_hours(1);
+        const DAY: Duration = Duration::from_hours(24);
+
+        write!(f, "{} per ", self.tokens)?;
+        match self.window {
+            SECOND => f.write_str("second"),
+            MINUTE => f.write_str("minute"),
+            HOUR => f.write_str("hour"),
+            DAY => f.write_str("day"),
+            window => write!(f, "{window:?}"),
+        }
     }
 }
 

@@ -204,6 +204,8 @@ impl<K, C, D> RateLimitLayer<K, C, D> {
     }
 
     /// Keeps to this quota too; by default there is one. A call takes from all of them or from none.
+    ///
+    /// By default its [`burst`](Quota::burst) is all that comes in its period.
     #[must_use]
     pub fn and(self, quota: Quota) -> Self {
         self.change(|settings| settings.quotas.push(quota))

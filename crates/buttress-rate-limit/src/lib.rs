@@ -79,7 +79,7 @@
 //! | knob | default | from |
 //! |---|---|---|
 //! | [`max_wait`](RateLimitLayer::max_wait) | 500 ms, or until the [`Deadline`](buttress_core::Deadline) of an HTTP request; decided when the call comes | Sentinel |
-//! | [`burst`](Quota::burst) | as many as come in 100 ms, or in a second where calls are refused; one at least | |
+//! | [`burst`](Quota::burst) | as many as come in 100 ms, or in a second where calls are refused, and one at least; of further quotas, all | |
 //! | [`cost`](RateLimitLayer::cost) | one token | |
 //! | [`refuse`](RateLimitLayer::refuse), [`shadow`](RateLimitLayer::shadow), [`backpressure`](RateLimitLayer::backpressure) | off | |
 //! | quotas | one; [`and`](RateLimitLayer::and) adds more | |
@@ -113,7 +113,8 @@
 //! # Order in a stack
 //!
 //! Below retries and a breaker, so that every attempt is paced and none waits that would be refused. A timeout above limits
-//! the wait too, but cannot know beforehand that it would be too long: a deadline can.
+//! the wait too, but cannot know beforehand that it would be too long: a deadline can. The time of an attempt, and the
+//! patience of a breaker, include the wait: have [`max_wait`](RateLimitLayer::max_wait) well below them.
 //!
 //! On a server, limits by key stand above the limit of all. Who is over his own is refused then before he takes anything
 //! from the others; the other way round one of them could use it up for everybody.

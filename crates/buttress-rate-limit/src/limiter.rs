@@ -104,8 +104,9 @@ struct Standing {
 
 impl Limiter {
     pub(crate) fn new(settings: Settings) -> Self {
-        let quotas = settings.quotas.iter();
-        let terms: Vec<_> = quotas.map(|quota| settings.terms(*quota)).collect();
+        let quotas = settings.quotas.iter().enumerate();
+        let terms = quotas.map(|(number, quota)| settings.terms(number, *quota));
+        let terms: Vec<_> = terms.collect();
         let narrow = !settings.own_quotas && terms.len() == 1 && terms[0].rate.fits();
         let table = Table::new(settings.max_keys, if narrow { 0 } else { ASK });
         let places = table.shared() + 1;
@@ -231,7 +232,7 @@ impl Limiter {
         locked.last_ticket += 1;
         let ticket = locked.last_ticket;
         let own = ask.quota.filter(|_| !shares);
-        let own = own.map(|quota| self.settings.terms(quota));
+        let own = own.map(|quota| self.settings.terms(0, quota));
         let done = self.act(&mut locked, place, now, |buckets, line| {
             let mut woken = Vec::new();
             if let Some(own) = own
@@ -514,7 +515,7 @@ impl Limiter {
     }
 
     pub(crate) fn set_quota(&self, number: usize, quota: Quota) -> bool {
-        let new = self.settings.terms(quota);
+        let new = self.settings.terms(number, quota);
         let mut locked = lock(&self.locked);
         let now = self.nanos(clock::now());
         let Some(old) = locked.terms.get(number).copied() else {

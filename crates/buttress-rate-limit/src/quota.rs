@@ -15,7 +15,7 @@ use buttress_core::QuotaPolicy;
 ///
 /// const API: Quota = Quota::per_second(NonZeroU32::new(50).unwrap());
 /// const EXPORTS: Quota = Quota::per_day(NonZeroU32::MIN).burst(NonZeroU32::MIN);
-/// assert_eq!(API.to_string(), "50 per 1s");
+/// assert_eq!(API.to_string(), "50 per second");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {
@@ -62,8 +62,14 @@ impl Quota {
         }
     }
 
-    /// Lets this many come at once after a time without any; by default, where calls are refused, as many as come in a
-    /// second, and where they wait, as many as come in 100 ms; one at least.
+    /// Lets this many come at once after a time without any.
+    ///
+    /// By default the first quota of a layer lets as many come at once as come in 100 ms, or in a second where calls are
+    /// refused, and one at least: of a thousand an hour, one. A quota that is [added](crate::RateLimitLayer::and) to it lets
+    /// all come at once that come in its period.
+    ///
+    /// A client that sends more than some hundred a second needs a burst: it is woken by a timer of milliseconds, and what is
+    /// late is only made up for within the burst.
     #[must_use]
     pub const fn burst(self, burst: NonZeroU32) -> Self {
         Self {
@@ -115,6 +121,6 @@ impl Quota {
 
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} per {:?}", self.tokens, self.period)
+        self.policy().fmt(f)
     }
 }

@@ -22,11 +22,13 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn terms(&self, quota: Quota) -> Terms {
-        let burst = if self.refuses {
-            Duration::from_secs(1)
-        } else {
-            Duration::from_millis(100)
+    /// The terms of the quota of this number. The first one is to smooth what comes, unless it says otherwise, and the others
+    /// are to limit how much it is in the long run.
+    pub(crate) fn terms(&self, number: usize, quota: Quota) -> Terms {
+        let burst = match number {
+            0 if self.refuses => Duration::from_secs(1),
+            0 => Duration::from_millis(100),
+            _ => quota.period,
         };
         let rate = Rate::new(quota, burst);
         Terms { quota, rate }

@@ -134,7 +134,7 @@ async fn a_wait_that_would_be_too_long_is_refused_when_it_comes() {
     assert_eq!((refused.by(), refused.name()), ("rate limit", Some("api")));
     assert_eq!(
         refused.to_string(),
-        "refused by rate limit api: the quota is used up (10 per 1s); try again after 600.0ms"
+        "refused by rate limit api: the quota is used up (10 per second); try again after 600.0ms"
     );
     assert_eq!(refused.retry_after(), Some(millis(600)));
     // It holds nothing: the next one would wait no longer.
@@ -298,6 +298,28 @@ async fn several_quotas_are_charged_together_or_not_at_all() {
     // Nothing was taken from the first by what the second has refused.
     advance(Duration::from_secs(6)).await;
     service.clone().oneshot(0).await.unwrap();
+}
+
+// promise: RL-21
+#[tokio::test(start_paused = true)]
+async fn a_quota_has_a_burst_of_its_own_by_default() {
+    let layer = RateLimitLayer::new(Quota::per_second(count(50)));
+    assert_eq!(layer.handle().remaining(), 5);
+    assert_eq!(layer.clone().refuse().handle().remaining(), 50);
+    // A quota for the long run lets all come that it has.
+    let hourly = Quota::per_hour(count(1_000));
+    assert_eq!(layer.and(hourly).handle().remaining(), 5);
+    assert_eq!(RateLimitLayer::new(hourly).handle().remaining(), 1);
+    let both = RateLimitLayer::new(Quota::per_day(count(90_000)))
+        .and(hourly)
+        .refuse();
+    assert!(both.handle().set_quota(1, Quota::per_hour(count(7))));
+    assert_eq!(both.handle().remaining(), 1);
+    let both = RateLimitLayer::new(Quota::per_second(count(90_000)))
+        .and(hourly)
+        .refuse();
+    assert!(both.handle().set_quota(1, Quota::per_hour(count(7))));
+    assert_eq!(both.handle().remaining(), 7);
 }
 
 // promise: RL-22
@@ -467,7 +489,7 @@ async fn a_refusal_says_who_refused_whom_by_what_and_for_how_long() {
     );
     assert_eq!(
         refused.to_string(),
-        "refused by rate limit orders [customer 3]: the quota is used up (10 per 1s); try again after 100.0ms"
+        "refused by rate limit orders [customer 3]: the quota is used up (10 per second); try again after 100.0ms"
     );
 
     advance(millis(500)).await;
