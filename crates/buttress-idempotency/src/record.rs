@@ -199,6 +199,11 @@ pub enum Op {
         /// Who.
         token: Token,
     },
+    /// I am not at it any more, and nobody will know what came of it: as if the lease were over now.
+    Abandon {
+        /// Who.
+        token: Token,
+    },
     /// An operator, or whoever asked the world outside, says what came of it.
     Settle {
         /// What it was; nothing if nothing was done.
@@ -320,6 +325,16 @@ pub fn step(record: Option<&Record>, now: Moment, op: &Op) -> (Answer, Change) {
         },
         Op::Release { token } => match held_by(*token) {
             Some(_) => (Answer::Accepted, Change::Remove),
+            None => REFUSED,
+        },
+        Op::Abandon { token } => match held_by(*token) {
+            Some(record) if matches!(record.state, State::Running { armed: false, .. }) => {
+                (Answer::Accepted, Change::Remove)
+            }
+            Some(record) => {
+                let state = State::Unknown { token: *token };
+                accept(Record { state, ..record })
+            }
             None => REFUSED,
         },
         Op::Settle { completion, ttl } => match current {
