@@ -1,6 +1,25 @@
 //! Do a request once, however often it is sent.
 
+mod arm;
+mod body;
+mod event;
+pub mod future;
+mod handle;
+mod key;
+mod layer;
+mod problem;
 pub mod record;
+mod run;
+mod service;
+mod settings;
+mod shared;
 mod store;
 
+pub use arm::{Arm, ArmError};
+pub use body::{RequestBody, ResponseBody};
+pub use event::Event;
+pub use handle::Handle;
+pub use layer::{Global, IdempotencyLayer, Scope};
+pub use service::Idempotency;
+pub use settings::Lapse;
 pub use store::{Store, StoreError, StoreErrorKind};

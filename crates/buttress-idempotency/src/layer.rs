@@ -1,0 +1,202 @@
+//! The layer: what the user sets, and what its services share.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use http::{HeaderName, Method, request::Parts};
+use tower_layer::Layer;
+
+use crate::{Event, Handle, Idempotency, Lapse, Store, settings::Settings, shared::Shared};
+
+/// Does a request with an `Idempotency-Key` once, and answers it again as often as it comes. See the [crate docs](crate) for
+/// an example.
+///
+/// Every service that it makes, and every clone of it or of them, shares its store and its runs. A setter makes new ones: set
+/// first, then clone and take handles.
+pub struct IdempotencyLayer<T, C> {
+    store: T,
+    scope: C,
+    settings: Settings,
+    shared: OnceLock<Arc<Shared<T>>>,
+}
+
+/// Says whose the key of a request is: a principal, a tenant. A function or closure of the same shape is one too.
+///
+/// Without it, one user would be given another's response by guessing his key.
+pub trait Scope {
+    /// Whose it is; nothing if that is not known, and then the request is refused.
+    fn scope(&self, parts: &Parts) -> Option<String>;
+}
+
+impl<F: Fn(&Parts) -> Option<String>> Scope for F {
+    fn scope(&self, parts: &Parts) -> Option<String> {
+        self(parts)
+    }
+}
+
+/// All users share their keys. It is right only where there is one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Global;
+
+impl Scope for Global {
+    fn scope(&self, _: &Parts) -> Option<String> {
+        Some(String::new())
+    }
+}
+
+impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
+    /// Keeps what was done in a store, for each scope by itself.
+    #[must_use]
+    pub fn new(store: T, scope: C) -> Self {
+        Self {
+            store,
+            scope,
+            settings: Settings::default(),
+            shared: OnceLock::new(),
+        }
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        Self {
+            shared: OnceLock::new(),
+            ..self
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared<T>> {
+        self.shared
+            .get_or_init(|| Arc::new(Shared::new(self.store.clone(), self.settings.clone())))
+    }
+
+    /// Answers 400 to a request without a key; by default it is run as if there were no such layer.
+    #[must_use]
+    pub fn required(self) -> Self {
+        self.change(|settings| settings.required = true)
+    }
+
+    /// Minds these methods; by default POST and PATCH.
+    #[must_use]
+    pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.change(|settings| settings.methods = methods.into_iter().collect())
+    }
+
+    /// Remembers a request for this time after it was done; by default 24 hours. For payments take 72: a bug that is found on
+    /// a Friday is mended on a Monday.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.change(|settings| settings.ttl = ttl)
+    }
+
+    /// Takes a run for dead of which nothing was heard for this time; by default 30 s. It is heard of three times as often.
+    #[must_use]
+    pub fn lease(self, lease: Duration) -> Self {
+        self.change(|settings| settings.lease = lease)
+    }
+
+    /// Lets a run take this time at most before its outcome counts as unknown; by default 10 minutes. It is not stopped.
+    #[must_use]
+    pub fn ceiling(self, ceiling: Duration) -> Self {
+        self.change(|settings| settings.ceiling = ceiling)
+    }
+
+    /// What becomes of a request whose earlier run has an unknown outcome; by default it is refused.
+    #[must_use]
+    pub fn on_lapse(self, lapse: Lapse) -> Self {
+        self.change(|settings| settings.lapse = lapse)
+    }
+
+    /// Has a duplicate wait for the first one's answer, for this time at most; by default it is answered with 409.
+    #[must_use]
+    pub fn wait(self, wait: Duration) -> Self {
+        self.change(|settings| settings.wait = Some(wait))
+    }
+
+    /// Has the handler say with [`Arm`](crate::Arm) from when on its effects are seen; by default they may be from the
+    /// beginning. What dies before that leaves the key free.
+    #[must_use]
+    pub fn explicit_arm(self) -> Self {
+        self.change(|settings| settings.explicit_arm = true)
+    }
+
+    /// Frees the key when the handler answers with 5xx, so that it is run again; by default such an answer is kept like any
+    /// other, since it does not say that nothing was done.
+    #[must_use]
+    pub fn release_5xx(self) -> Self {
+        self.change(|settings| settings.release_5xx = true)
+    }
+
+    /// Keeps the body of a response up to this many bytes; by default 1 MiB. The replay of a larger one has no body.
+    #[must_use]
+    pub fn max_response(self, bytes: usize) -> Self {
+        self.change(|settings| settings.max_response = bytes)
+    }
+
+    /// Replays this header too; by default `content-*`, `location`, `etag` and `link`. Never `set-cookie` and the like, whatever
+    /// is said here.
+    #[must_use]
+    pub fn replay_header(self, name: HeaderName) -> Self {
+        self.change(|settings| settings.replayed.push(name))
+    }
+
+    /// Waits for the store this long; by default 2 s.
+    #[must_use]
+    pub fn store_timeout(self, timeout: Duration) -> Self {
+        self.change(|settings| settings.store_timeout = timeout)
+    }
+
+    /// Runs requests without protection while the store is down, and says so in their responses, with
+    /// `Idempotency-Unprotected`; by default they are answered with 503.
+    #[must_use]
+    pub fn fail_open(self) -> Self {
+        self.change(|settings| settings.fail_open = true)
+    }
+
+    /// Links to the policy from here in what is refused; by default there is no link.
+    #[must_use]
+    pub fn policy_url(self, url: impl Into<Arc<str>>) -> Self {
+        self.change(|settings| settings.policy_url = Some(url.into()))
+    }
+
+    /// Reports every [`Event`] to this sink too; by default nobody hears of them.
+    #[must_use]
+    pub fn on_event(self, sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.change(|settings| settings.events.add(sink))
+    }
+
+    /// What the operator needs. Set everything else first.
+    #[must_use]
+    pub fn handle(&self) -> Handle<T> {
+        Handle::new(self.shared().clone())
+    }
+}
+
+impl<S, T: Store + Clone, C: Clone> Layer<S> for IdempotencyLayer<T, C> {
+    type Service = Idempotency<S, T, C>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Idempotency::new(inner, self.shared().clone(), self.scope.clone())
+    }
+}
+
+impl<T: Store + Clone, C: Clone> Clone for IdempotencyLayer<T, C> {
+    fn clone(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            scope: self.scope.clone(),
+            settings: self.settings.clone(),
+            shared: OnceLock::from(self.shared().clone()),
+        }
+    }
+}
+
+impl<T, C> fmt::Debug for IdempotencyLayer<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyLayer")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,346 @@
+//! One request with a key, from its claim to its end. It runs apart from its connection, whose end does not end it.
+
+use std::{any::Any, future::poll_fn, sync::Arc, task::Poll};
+
+use buttress_core::{BoxError, Rejected, clock};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request, response};
+use http_body::{Body, Frame};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{sleep, timeout},
+};
+use tower_service::Service;
+
+use crate::{
+    Event, Store, StoreErrorKind,
+    arm::Arm,
+    body::{self, Piece, Reading, RequestBody, ResponseBody},
+    problem::Problem,
+    record::{Answer, Claim, Completion, HeadPrint, Op, RecordKey, StoredResponse, Token},
+    settings::Lapse,
+    shared::{Claimed, Shared, TRUE, undo},
+};
+
+/// Says that a response is the one to an earlier request.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Says that the store could not be asked, and that the handler was run all the same.
+const UNPROTECTED: HeaderName = HeaderName::from_static("idempotency-unprotected");
+
+/// Where a response goes to. Nobody may be there any more.
+pub(crate) type Reply<RB, E> = oneshot::Sender<Result<Response<ResponseBody<RB>>, E>>;
+
+pub(crate) struct Run<T, S, B> {
+    pub(crate) shared: Arc<Shared<T>>,
+    /// It was polled ready.
+    pub(crate) service: S,
+    pub(crate) parts: request::Parts,
+    pub(crate) body: B,
+    pub(crate) key: RecordKey,
+}
+
+impl<T, S, B, RB> Run<T, S, B>
+where
+    T: Store,
+    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone,
+    S::Error: 'static,
+    B: Body<Data = Bytes>,
+    RB: Body<Data = Bytes>,
+{
+    pub(crate) async fn run(mut self, reply: Reply<RB, S::Error>) {
+        let head = print(&self.parts);
+        let settings = &self.shared.settings;
+        let until = settings.wait.map(|wait| clock::now() + wait);
+        let mut ready = true;
+        loop {
+            let token = Token::random();
+            let claim = Op::Claim(Claim {
+                head,
+                token,
+                lease: settings.lease,
+                ttl: settings.ttl,
+                armed: !settings.explicit_arm,
+                rerun: settings.lapse == Lapse::Rerun,
+            });
+            let problem = match self.shared.step(&self.key, claim).await {
+                Ok(Answer::Won { fence }) => {
+                    self.shared.emit(&Event::Run { fence });
+                    return self.run_it(token, ready, reply).await;
+                }
+                Ok(Answer::Done(completion)) => {
+                    let response = self.replay(completion).await;
+                    return drop(reply.send(Ok(response)));
+                }
+                Ok(Answer::InFlight { lease_left }) => {
+                    if let Some(until) = until
+                        && clock::now() < until
+                        && !reply.is_closed()
+                    {
+                        if ready {
+                            // Whoever waits does not hold what made the service ready.
+                            self.service = self.service.clone();
+                            ready = false;
+                        }
+                        let left = until.saturating_duration_since(clock::now());
+                        if timeout(left, self.shared.landed(&self.key)).await == Ok(false) {
+                            // Another process is at it.
+                            sleep(self.shared.settings.poll_pause().min(left)).await;
+                        }
+                        continue;
+                    }
+                    self.shared.emit(&Event::InFlight);
+                    Problem::InFlight(lease_left)
+                }
+                Ok(Answer::Mismatch) => {
+                    self.shared.emit(&Event::Mismatch);
+                    Problem::Mismatch
+                }
+                Ok(Answer::Unknown) => {
+                    self.shared.emit(&Event::OutcomeUnknown);
+                    Problem::OutcomeUnknown
+                }
+                Ok(Answer::Accepted | Answer::Refused) => Problem::Store(StoreErrorKind::Damaged),
+                Err(error) => {
+                    // It may have been claimed all the same, and nobody would be at it.
+                    undo(self.shared.clone(), self.key.clone(), Op::Release { token });
+                    if settings.fail_open && error.kind() != StoreErrorKind::ScopeFull {
+                        return self.run_unprotected(ready, reply).await;
+                    }
+                    Problem::Store(error.kind())
+                }
+            };
+            let response = problem.response(settings).map(ResponseBody::whole);
+            return drop(reply.send(Ok(response)));
+        }
+    }
+
+    async fn run_it(mut self, token: Token, ready: bool, reply: Reply<RB, S::Error>) {
+        let claimed = Claimed::new(self.shared.clone(), self.key.clone(), token);
+        let heartbeat = claimed.heartbeat();
+        let work = async move {
+            if !ready && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await {
+                claimed.release().await;
+                return drop(reply.send(Err(error)));
+            }
+            let reading = Reading::new();
+            let body = RequestBody::hashed(self.body, reading.clone());
+            let mut request = Request::from_parts(self.parts, body);
+            let arm = Arm::new(self.shared.clone(), self.key.clone(), token);
+            request.extensions_mut().insert(arm);
+            let start = clock::now();
+            match self.service.call(request).await {
+                Ok(response) if self.shared.settings.is_kept(&response) => {
+                    let keep = Keep {
+                        shared: self.shared,
+                        claimed,
+                        reading,
+                        start,
+                    };
+                    keep.keep(response, reply).await;
+                }
+                Ok(response) => {
+                    claimed.release().await;
+                    let _ = reply.send(Ok(response.map(ResponseBody::of_service)));
+                }
+                Err(error) => {
+                    if never_ran(&error) {
+                        claimed.release().await;
+                    } else {
+                        drop(claimed);
+                    }
+                    let _ = reply.send(Err(error));
+                }
+            }
+        };
+        // The one has no end before the other has.
+        tokio::select! {
+            () = work => {}
+            () = async { heartbeat.await; std::future::pending().await } => {}
+        }
+    }
+
+    async fn run_unprotected(mut self, ready: bool, reply: Reply<RB, S::Error>) {
+        if !ready && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await {
+            return drop(reply.send(Err(error)));
+        }
+        let request = Request::from_parts(self.parts, RequestBody::plain(self.body));
+        let result = self.service.call(request).await;
+        let result = result.map(|mut response| {
+            response.headers_mut().insert(UNPROTECTED, TRUE);
+            response.map(ResponseBody::of_service)
+        });
+        let _ = reply.send(result);
+    }
+
+    /// The answer to a request that was done, if this is the same one.
+    async fn replay(self, completion: Completion) -> Response<ResponseBody<RB>> {
+        if !matches!(body::is_of(self.body, completion.body).await, Ok(true)) {
+            self.shared.emit(&Event::Mismatch);
+            let response = Problem::Mismatch.response(&self.shared.settings);
+            return response.map(ResponseBody::whole);
+        }
+        self.shared.emit(&Event::Replayed);
+        let StoredResponse {
+            status,
+            headers,
+            body,
+        } = completion.response;
+        let mut response = Response::new(ResponseBody::whole(body.unwrap_or_default()));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+        for (name, value) in headers {
+            let name = HeaderName::from_bytes(name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        response.headers_mut().insert(REPLAYED, TRUE);
+        response
+    }
+}
+
+/// What a request is, without its body.
+fn print(parts: &request::Parts) -> HeadPrint {
+    let mut hasher = blake3::Hasher::new_derive_key("buttress idempotency 1 head");
+    let content_type = parts.headers.get(header::CONTENT_TYPE);
+    let content_type = content_type.map_or(&b""[..], HeaderValue::as_bytes);
+    for part in [
+        parts.method.as_str().as_bytes(),
+        parts.uri.path().as_bytes(),
+        parts.uri.query().unwrap_or_default().as_bytes(),
+        content_type,
+    ] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    HeadPrint(hasher.finalize().into())
+}
+
+/// Did a layer below refuse, so that the handler never ran? An error is seen that is a refusal or a box.
+fn never_ran<E: 'static>(error: &E) -> bool {
+    let error: &dyn Any = error;
+    match error.downcast_ref::<BoxError>() {
+        Some(boxed) => Rejected::find(&**boxed).is_some(),
+        None => error.is::<Rejected>(),
+    }
+}
+
+/// Keeps a response while it is sent.
+struct Keep<T: Store> {
+    shared: Arc<Shared<T>>,
+    claimed: Claimed<T>,
+    reading: Reading,
+    start: clock::Instant,
+}
+
+/// What was read of a body, unless it is too much to be kept.
+struct Kept {
+    bytes: BytesMut,
+    most: usize,
+    fits: bool,
+}
+
+impl Kept {
+    fn add<E>(&mut self, frame: &Result<Frame<Bytes>, E>) {
+        match frame.as_ref().map(Frame::data_ref) {
+            Ok(Some(data)) if self.bytes.len() + data.len() <= self.most => {
+                self.bytes.extend_from_slice(data);
+            }
+            // Too large; trailers; or the body has failed. It is not run again for that.
+            _ => self.fits = false,
+        }
+    }
+}
+
+impl<T: Store> Keep<T> {
+    async fn keep<RB, E>(self, response: Response<RB>, reply: Reply<RB, E>)
+    where
+        RB: Body<Data = Bytes>,
+    {
+        let (parts, body) = response.into_parts();
+        let mut body = Box::pin(body);
+        let hint = body.size_hint();
+        let mut kept = Kept {
+            bytes: BytesMut::new(),
+            most: self.shared.settings.max_response,
+            fits: true,
+        };
+        let (frames, receiver) = mpsc::unbounded_channel();
+        // What is there at once: most bodies are, whole.
+        let mut ended = false;
+        while kept.fits && !ended {
+            match poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await {
+                Poll::Pending => break,
+                Poll::Ready(None) => ended = true,
+                Poll::Ready(Some(frame)) => {
+                    kept.add(&frame);
+                    let _ = frames.send(Piece::Frame(frame));
+                }
+            }
+        }
+        let print = StoredResponse {
+            status: parts.status.as_u16(),
+            headers: self.headers(&parts),
+            body: None,
+        };
+        if ended && kept.fits {
+            let body = kept.bytes.freeze();
+            let whole = Response::from_parts(parts, ResponseBody::whole(body.clone()));
+            // Whoever has the answer and asks again gets it again.
+            let reply = || drop(reply.send(Ok(whole)));
+            return self.complete(print, Some(body), reply).await;
+        }
+        let streamed = Response::from_parts(parts, ResponseBody::kept(receiver, hint));
+        let _ = reply.send(Ok(streamed));
+        while kept.fits && !ended {
+            match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+                None => ended = true,
+                Some(frame) => {
+                    kept.add(&frame);
+                    ended = frame.is_err();
+                    // Nobody may be there any more: then it is kept for when he comes again.
+                    let _ = frames.send(Piece::Frame(frame));
+                }
+            }
+        }
+        if kept.fits {
+            // The end comes when the record is complete.
+            let end = || drop(frames);
+            self.complete(print, Some(kept.bytes.freeze()), end).await;
+        } else {
+            if !ended {
+                let _ = frames.send(Piece::Rest(body));
+            }
+            drop(frames);
+            self.complete(print, None, || {}).await;
+        }
+    }
+
+    async fn complete(
+        self,
+        response: StoredResponse,
+        body: Option<Bytes>,
+        meanwhile: impl FnOnce(),
+    ) {
+        let took = clock::now().saturating_duration_since(self.start);
+        let omitted = body.is_none();
+        self.shared.emit(&Event::Completed { took, omitted });
+        let completion = Completion {
+            body: self.reading.print(),
+            response: StoredResponse { body, ..response },
+        };
+        self.claimed.complete(completion, meanwhile).await;
+    }
+
+    /// The headers that a replay has.
+    fn headers(&self, parts: &response::Parts) -> Vec<(String, Bytes)> {
+        let headers = parts.headers.iter();
+        let replayed = headers.filter(|(name, _)| self.shared.settings.is_replayed(name));
+        replayed
+            .map(|(name, value)| {
+                let value = Bytes::copy_from_slice(value.as_bytes());
+                (name.as_str().to_owned(), value)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,116 @@
+//! The service: a request with a key once, all others as they come.
+
+use std::{
+    fmt, mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use crate::{
+    Event, RequestBody, Scope, Store, future::ResponseFuture, key, problem::Problem,
+    record::RecordKey, run::Run, shared::Shared,
+};
+
+/// The service of an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
+pub struct Idempotency<S, T, C> {
+    inner: S,
+    shared: Arc<Shared<T>>,
+    scope: C,
+}
+
+impl<S, T, C> Idempotency<S, T, C> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared<T>>, scope: C) -> Self {
+        Self {
+            inner,
+            shared,
+            scope,
+        }
+    }
+}
+
+impl<S, T, C, B, RB> Service<Request<B>> for Idempotency<S, T, C>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    T: Store,
+    C: Scope,
+    B: Body<Data = Bytes> + Send + 'static,
+    RB: Body<Data = Bytes> + Send + 'static,
+    RB::Error: Send,
+{
+    type Response = Response<crate::ResponseBody<RB>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, RB, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let settings = &self.shared.settings;
+        if !settings.methods.contains(request.method()) {
+            let request = request.map(RequestBody::plain);
+            return ResponseFuture::passed(self.inner.call(request));
+        }
+        let (parts, body) = request.into_parts();
+        let problem = match key::read(&parts.headers) {
+            Ok(Some(key)) => match self.scope.scope(&parts) {
+                Some(scope) => Ok(RecordKey::new(scope, key.as_str())),
+                None => Err(Problem::NoScope),
+            },
+            Ok(None) if settings.required => Err(Problem::KeyMissing),
+            Ok(None) => {
+                let request = Request::from_parts(parts, RequestBody::plain(body));
+                return ResponseFuture::passed(self.inner.call(request));
+            }
+            Err(_) => Err(Problem::KeyInvalid),
+        };
+        let key = match problem {
+            Ok(key) => key,
+            Err(problem) => {
+                self.shared.emit(&Event::Rejected);
+                return ResponseFuture::answered(problem.response(settings));
+            }
+        };
+        // The service that was polled ready is the one that is called.
+        let clone = self.inner.clone();
+        let run = Run {
+            shared: self.shared.clone(),
+            service: mem::replace(&mut self.inner, clone),
+            parts,
+            body,
+            key,
+        };
+        let (reply, answer) = oneshot::channel();
+        let cut = self.shared.cut.clone();
+        let task = self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = run.run(reply) => {}
+                () = cut.cancelled() => {}
+            }
+        });
+        let cut = Problem::OutcomeUnknown.response(settings);
+        ResponseFuture::running(answer, task, cut)
+    }
+}
+
+impl<S: Clone, T, C: Clone> Clone for Idempotency<S, T, C> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), self.shared.clone(), self.scope.clone())
+    }
+}
+
+impl<S: fmt::Debug, T, C> fmt::Debug for Idempotency<S, T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Idempotency")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}

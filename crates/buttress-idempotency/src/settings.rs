@@ -1,0 +1,108 @@
+//! What the user sets.
+
+use std::{sync::Arc, time::Duration};
+
+use buttress_core::{Events, Rejected};
+use http::{HeaderName, Method, Response, StatusCode, header};
+
+use crate::Event;
+
+/// What becomes of a request whose key's earlier run has an unknown outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lapse {
+    /// It is answered with 409: a person, or another system, has to say what came of it.
+    #[default]
+    Refuse,
+    /// It is run again, though its effects may then be there twice.
+    Rerun,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) methods: Vec<Method>,
+    pub(crate) required: bool,
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) ceiling: Duration,
+    pub(crate) store_timeout: Duration,
+    pub(crate) lapse: Lapse,
+    /// How long a duplicate waits for the answer to the first request; nothing if it is refused.
+    pub(crate) wait: Option<Duration>,
+    /// Does the handler say from when on its effects are seen?
+    pub(crate) explicit_arm: bool,
+    pub(crate) release_5xx: bool,
+    pub(crate) max_response: usize,
+    pub(crate) replayed: Vec<HeaderName>,
+    pub(crate) fail_open: bool,
+    pub(crate) policy_url: Option<Arc<str>>,
+    pub(crate) events: Events<Event>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            methods: vec![Method::POST, Method::PATCH],
+            required: false,
+            ttl: Duration::from_hours(24),
+            lease: Duration::from_secs(30),
+            ceiling: Duration::from_mins(10),
+            store_timeout: Duration::from_secs(2),
+            lapse: Lapse::Refuse,
+            wait: None,
+            explicit_arm: false,
+            release_5xx: false,
+            max_response: 1 << 20,
+            replayed: Vec::new(),
+            fail_open: false,
+            policy_url: None,
+            events: Events::none(),
+        }
+    }
+}
+
+/// Headers that belong to one response or one connection, or to the one who asked: never kept.
+const NEVER: &[HeaderName] = &[
+    header::SET_COOKIE,
+    header::AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::WWW_AUTHENTICATE,
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    header::DATE,
+    header::CONTENT_LENGTH,
+];
+
+impl Settings {
+    /// Is a response kept? Not one that says that the handler did not run, or that it should be asked again.
+    pub(crate) fn is_kept<B>(&self, response: &Response<B>) -> bool {
+        const AGAIN: &[StatusCode] = &[
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::TOO_EARLY,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        let status = response.status();
+        let refused = response.extensions().get::<Rejected>().is_some();
+        !refused && !AGAIN.contains(&status) && !(self.release_5xx && status.is_server_error())
+    }
+
+    /// The pause before a store is asked again for a run of another process: about half of a second, and never the same for
+    /// all who wait.
+    pub(crate) fn poll_pause(&self) -> Duration {
+        Duration::from_millis(rand::random_range(50..=500)).min(self.lease)
+    }
+
+    /// Is a header of the first response in its replays too?
+    pub(crate) fn is_replayed(&self, name: &HeaderName) -> bool {
+        if NEVER.contains(name) {
+            return false;
+        }
+        let known = [header::LOCATION, header::ETAG, header::LINK];
+        name.as_str().starts_with("content-")
+            || known.contains(name)
+            || self.replayed.contains(name)
+    }
+}

@@ -1,0 +1,191 @@
+//! What the services of a layer share: the store, the runs that are under way, and who waits for them.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use buttress_core::clock;
+use http::HeaderValue;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Event, Store, StoreError, StoreErrorKind,
+    record::{Answer, Completion, Op, RecordKey, Token},
+    settings::Settings,
+};
+
+/// The first pause before a store is asked again for something that has to be done, and the longest.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(crate) struct Shared<T> {
+    pub(crate) store: T,
+    pub(crate) settings: Settings,
+    /// What runs apart from its connection.
+    pub(crate) tasks: TaskTracker,
+    /// Tells them that there is no more time.
+    pub(crate) cut: CancellationToken,
+    /// The runs of this process: whoever waits for one hears when it ends.
+    flights: Mutex<HashMap<RecordKey, watch::Receiver<()>>>,
+}
+
+impl<T: Store> Shared<T> {
+    pub(crate) fn new(store: T, settings: Settings) -> Self {
+        Self {
+            store,
+            settings,
+            tasks: TaskTracker::new(),
+            cut: CancellationToken::new(),
+            flights: Mutex::default(),
+        }
+    }
+
+    /// Asks the store, and waits no longer than for its time.
+    pub(crate) async fn step(&self, key: &RecordKey, op: Op) -> Result<Answer, StoreError> {
+        let asked = timeout(self.settings.store_timeout, self.store.step(key, op)).await;
+        let answer = asked.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::TimedOut)));
+        if let Err(error) = &answer {
+            let kind = error.kind();
+            self.emit(&Event::StoreFailed { kind });
+        }
+        answer
+    }
+
+    /// Asks the store until it answers, or until nothing would come of it any more.
+    pub(crate) async fn step_at_last(&self, key: &RecordKey, op: Op) -> Option<Answer> {
+        let until = clock::now() + self.settings.ceiling;
+        let mut pause = PAUSE;
+        loop {
+            match self.step(key, op.clone()).await {
+                Ok(answer) => return Some(answer),
+                Err(_) if clock::now() >= until => return None,
+                Err(_) => sleep(pause).await,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    pub(crate) fn emit(&self, event: &Event) {
+        self.settings.events.emit(event);
+    }
+
+    /// Waits until a run has ended that is under way in this process. Returns false if there is none.
+    pub(crate) async fn landed(&self, key: &RecordKey) -> bool {
+        let flight = self.flights().get(key).cloned();
+        let Some(mut flight) = flight else {
+            return false;
+        };
+        // Nothing is ever sent: it ends.
+        let _ = flight.changed().await;
+        true
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<RecordKey, watch::Receiver<()>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key that was claimed. Dropped before it is ended, as by a panic, its outcome is unknown.
+#[derive(Debug)]
+pub(crate) struct Claimed<T: Store> {
+    shared: Arc<Shared<T>>,
+    key: RecordKey,
+    token: Token,
+    ended: bool,
+    /// Ends with the run.
+    _flight: watch::Sender<()>,
+}
+
+impl<T: Store> Claimed<T> {
+    pub(crate) fn new(shared: Arc<Shared<T>>, key: RecordKey, token: Token) -> Self {
+        let (flight, waiting) = watch::channel(());
+        shared.flights().insert(key.clone(), waiting);
+        Self {
+            shared,
+            key,
+            token,
+            ended: false,
+            _flight: flight,
+        }
+    }
+
+    /// Says from time to time that somebody is at it, for as long as that may take.
+    pub(crate) fn heartbeat(&self) -> impl Future<Output = ()> + Send + use<T> {
+        let (shared, key, token) = (self.shared.clone(), self.key.clone(), self.token);
+        async move {
+            let Settings { lease, ceiling, .. } = shared.settings;
+            let until = clock::now() + ceiling;
+            while clock::now() < until {
+                sleep(lease / 3).await;
+                if let Ok(Answer::Refused) = shared.step(&key, Op::Heartbeat { token, lease }).await
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Nothing was done.
+    pub(crate) async fn release(mut self) {
+        self.ended = true;
+        let token = self.token;
+        self.shared.emit(&Event::Released);
+        self.finish(Op::Release { token }, || {}).await;
+    }
+
+    /// It is done. `meanwhile` is called when the record says so, or if the store cannot for now.
+    pub(crate) async fn complete(mut self, completion: Completion, meanwhile: impl FnOnce()) {
+        self.ended = true;
+        let (token, ttl) = (self.token, self.shared.settings.ttl);
+        let op = Op::Complete {
+            token,
+            completion,
+            ttl,
+        };
+        self.finish(op, meanwhile).await;
+    }
+
+    async fn finish(&self, op: Op, meanwhile: impl FnOnce()) {
+        let first = self.shared.step(&self.key, op.clone()).await;
+        meanwhile();
+        if first.is_err() {
+            self.shared.step_at_last(&self.key, op).await;
+        }
+    }
+}
+
+impl<T: Store> Drop for Claimed<T> {
+    fn drop(&mut self) {
+        self.shared.flights().remove(&self.key);
+        if self.ended {
+            return;
+        }
+        self.shared.emit(&Event::Abandoned);
+        let (shared, key, token) = (self.shared.clone(), self.key.clone(), self.token);
+        undo(shared, key, Op::Abandon { token });
+    }
+}
+
+/// Tells the store in the background; without a runtime, the lease tells it.
+pub(crate) fn undo<T: Store>(shared: Arc<Shared<T>>, key: RecordKey, op: Op) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let tasks = shared.tasks.clone();
+        tasks.spawn_on(
+            async move {
+                shared.step_at_last(&key, op).await;
+            },
+            &runtime,
+        );
+    }
+}
+
+/// The marker of a replay.
+pub(crate) const TRUE: HeaderValue = HeaderValue::from_static("true");
