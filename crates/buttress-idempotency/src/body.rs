@@ -247,7 +247,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
         match &self.source {
             Source::Service(body) => body.size_hint(),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Kept(_, hint) => hint.clone(),
+            Source::Kept(_, hint) => *hint,
             Source::Rest(body) => body.size_hint(),
         }
     }

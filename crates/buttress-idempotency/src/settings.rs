@@ -18,6 +18,7 @@ pub enum Lapse {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct Settings {
     pub(crate) methods: Vec<Method>,
     pub(crate) required: bool,
@@ -86,7 +87,8 @@ impl Settings {
         ];
         let status = response.status();
         let refused = response.extensions().get::<Rejected>().is_some();
-        !refused && !AGAIN.contains(&status) && !(self.release_5xx && status.is_server_error())
+        let released = self.release_5xx && status.is_server_error();
+        !(refused || released || AGAIN.contains(&status))
     }
 
     /// The pause before a store is asked again for a run of another process: about half of a second, and never the same for

@@ -121,7 +121,7 @@ fn stream(parts: usize) -> Body {
             return None;
         }
         sleep(Duration::from_millis(10)).await;
-        let data = Bytes::from(vec![u8::try_from(part % 256).unwrap(); 1_024]);
+        let data = Bytes::from(vec![u8::try_from(part % 128).unwrap(); 1_024]);
         Some((Ok(Frame::data(data)), part + 1))
     });
     StreamBody::new(parts).boxed_unsync()
@@ -141,10 +141,8 @@ async fn what_is_streamed_comes_at_once_and_is_kept_whoever_reads_it() {
     let mut body = response.into_body();
     let start = tokio::time::Instant::now();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
-    assert_eq!(
-        (first.len(), start.elapsed()),
-        (1_024, Duration::from_millis(11))
-    );
+    assert_eq!(first.len(), 1_024);
+    assert!(start.elapsed() <= Duration::from_millis(11));
     // He reads no more, and keeps the connection.
     sleep(Duration::from_secs(5)).await;
     assert!(matches!(store.only().unwrap().state, State::Done(_)));
