@@ -223,17 +223,17 @@ impl Limiter {
     /// Asks under the lock, behind those who wait.
     #[inline(never)]
     fn ask_in_turn(self: &Arc<Self>, ask: &Ask<'_>, since: Instant) -> Asked {
-        let left = (ask.due)().map(|due| due.saturating_duration_since(since));
-        let longest = left.unwrap_or(Duration::MAX).min(self.settings.max_wait);
-        let now = self.nanos(since);
+        let due = (ask.due)();
         let mut locked = lock(&self.locked);
-        let (place, note) = self.place_for(&mut locked, ask.tag, now);
+        let (place, note) = self.place_for(&mut locked, ask.tag, self.nanos(since));
         let shares = place == self.table.shared();
         locked.last_ticket += 1;
         let ticket = locked.last_ticket;
         let own = ask.quota.filter(|_| !shares);
         let own = own.map(|quota| self.settings.terms(0, quota));
-        let done = self.act(&mut locked, place, now, |buckets, line| {
+        let done = self.act(&mut locked, place, |buckets, line, now| {
+            let left = due.map(|due| due.saturating_duration_since(self.moment(now)));
+            let longest = left.unwrap_or(Duration::MAX).min(self.settings.max_wait);
             let mut woken = Vec::new();
             if let Some(own) = own
                 && buckets.set_own(own, now)
@@ -284,10 +284,9 @@ impl Limiter {
     pub(crate) fn join(self: &Arc<Self>) -> Grant {
         let since = clock::now();
         let mut locked = lock(&self.locked);
-        let now = self.nanos(since);
         locked.last_ticket += 1;
         let ticket = locked.last_ticket;
-        let ((), woken) = self.act(&mut locked, self.table.shared(), now, |buckets, line| {
+        let ((), woken) = self.act(&mut locked, self.table.shared(), |buckets, line, now| {
             let due = match buckets.wait(now, line.cost(), 1) {
                 Ok((_, wait)) => after(now, wait),
                 Err(denial) => denial.due(now),
@@ -376,8 +375,7 @@ impl Limiter {
         &self,
         locked: &mut Locked,
         place: usize,
-        now: u64,
-        act: impl FnOnce(&mut Buckets<'_>, &mut Line) -> T,
+        act: impl FnOnce(&mut Buckets<'_>, &mut Line, u64) -> T,
     ) -> (T, Vec<Waker>) {
         let Locked {
             terms,
@@ -402,8 +400,11 @@ impl Limiter {
             lines.remove(&place).unwrap_or_default()
         };
         let mut buckets = Buckets::new(terms, own.get(place).copied(), full, locked.owed_until);
+        // Not before nobody else changes the buckets: a moment from before they were changed would look like a clock that has
+        // stepped back, and have what was taken since forgotten.
+        let now = self.nanos(clock::now());
         buckets.keep_within(now);
-        let done = act(&mut buckets, &mut line);
+        let done = act(&mut buckets, &mut line, now);
         let woken = line.advance(&mut buckets, now);
         locked.owed_until = buckets.owed_until();
         if let (Some(own), Some(new)) = (own.get_mut(place), buckets.own()) {
@@ -428,11 +429,8 @@ impl Limiter {
         act: impl FnOnce(&mut Buckets<'_>, &mut Line, u64) -> T,
     ) -> Option<T> {
         let mut locked = lock(&self.locked);
-        let now = self.nanos(clock::now());
         let place = self.find(tag)?;
-        let done = self.act(&mut locked, place, now, |buckets, line| {
-            act(buckets, line, now)
-        });
+        let done = self.act(&mut locked, place, act);
         drop(locked);
         done.1.into_iter().for_each(wake);
         Some(done.0)
@@ -553,7 +551,7 @@ impl Limiter {
         };
         let mut woken = Vec::new();
         for place in places {
-            let (mut them, mut more) = self.act(&mut locked, place, now, |buckets, line| {
+            let (mut them, mut more) = self.act(&mut locked, place, |buckets, line, now| {
                 line.reckon(buckets, now)
             });
             woken.append(&mut them);
@@ -592,7 +590,7 @@ impl Limiter {
         let mut locked = lock(&self.locked);
         let now = self.nanos(clock::now());
         let (place, _) = self.place_for(&mut locked, tag, now);
-        let ((), woken) = self.act(&mut locked, place, now, |buckets, _| {
+        let ((), woken) = self.act(&mut locked, place, |buckets, _, now| {
             if let Some(more) = used.checked_sub(reserved) {
                 buckets.charge(now, more);
             } else {

@@ -587,3 +587,61 @@ async fn a_server_tells_whom_it_lets_through_how_he_stands() {
     service.oneshot(request).await.unwrap();
     assert_eq!(report.take(), []);
 }
+
+// promises: RL-1, RL-5, RL-6
+#[tokio::test(start_paused = true)]
+async fn who_was_held_up_between_the_clock_and_the_lock_has_nothing_forgotten_that_was_taken_meanwhile()
+ {
+    for quota in [per_second(10, 10), per_second(997, 500)] {
+        let held_up = Arc::new(Mutex::new(None::<Box<dyn FnOnce() + Send>>));
+        let meanwhile = held_up.clone();
+        let layer = RateLimitLayer::new(quota)
+            .max_wait(Duration::from_nanos(1))
+            .deadline(move |_: &u64| {
+                let meanwhile = meanwhile.lock().unwrap().take();
+                if let Some(work) = meanwhile {
+                    work();
+                }
+                None
+            });
+        let service = layer.layer(Backend::new());
+        let handle = layer.handle();
+        let take_all = move || {
+            let calls = (0..1_000).map(|number| service.clone().oneshot(number).now_or_never());
+            calls.filter(|call| matches!(call, Some(Ok(_)))).count() as u64
+        };
+        let burst = handle.remaining();
+        assert_eq!(take_all(), burst);
+        let (took, all) = (Arc::new(Mutex::new(0)), take_all.clone());
+        let counted = took.clone();
+        *held_up.lock().unwrap() = Some(Box::new(move || {
+            let _ = advance(Duration::from_mins(1)).now_or_never();
+            *counted.lock().unwrap() = all();
+        }));
+        assert_eq!(take_all(), 0, "of a full bucket that others have emptied");
+        assert_eq!(*took.lock().unwrap(), burst);
+        assert_eq!(handle.remaining(), 0);
+    }
+}
+
+// promises: RL-1, RL-6
+#[test]
+fn threads_that_are_interrupted_anywhere_get_no_more_than_there_is() {
+    // Of a burst that is short in time: a thread that is interrupted is late by more than that.
+    let layer = RateLimitLayer::new(per_second(1_000_000, 1_000)).refuse();
+    let start = clock::now();
+    let threads = (0..8).map(|_| {
+        let mut service = layer.layer(Backend::new());
+        std::thread::spawn(move || {
+            let calls = (0..50_000).map(|number| service.call(number).now_or_never());
+            calls.filter(|call| matches!(call, Some(Ok(_)))).count() as u64
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    let granted: u64 = threads.into_iter().map(|it| it.join().unwrap()).sum();
+    let micros = clock::now().saturating_duration_since(start).as_micros();
+    assert!(
+        u128::from(granted) <= 1_000 + micros,
+        "{granted} in {micros}"
+    );
+}
