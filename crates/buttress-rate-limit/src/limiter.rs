@@ -207,6 +207,10 @@ impl Limiter {
         if tag != SHARED && !self.table.is_of(place, tag) {
             return None;
         }
+        if full & ASK != 0 {
+            // Even what is too large is: the rate may be another one than that of the words.
+            return None;
+        }
         let denied = self.pace.denial(full, now, cost)?;
         // The rate was read before the word is read again: it belongs to it if that is the same.
         (word.load(Ordering::Acquire) == full).then_some((denied, full))

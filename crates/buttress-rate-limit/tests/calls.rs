@@ -645,3 +645,40 @@ fn threads_that_are_interrupted_anywhere_get_no_more_than_there_is() {
         "{granted} in {micros}"
     );
 }
+
+// promises: RL-4, RL-22
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_is_known_by_the_quota_of_today() {
+    // In a form that has no words from the start, and in one that has them until the quota is changed.
+    for before in [per_second(997, 5), per_second(10, 5)] {
+        let layer = RateLimitLayer::new(before)
+            .cost(|cost: &u64| *cost)
+            .refuse();
+        let service = layer.layer(Backend::new());
+        assert!(layer.handle().set_quota(0, per_second(997, 100)));
+        advance(Duration::from_secs(10)).await;
+        service.clone().oneshot(10).await.unwrap();
+    }
+    // And by that of the key.
+    let layer = RateLimitLayer::new(per_second(10, 5))
+        .by_key(|request: &u64| request % 2)
+        .quota(|_: &u64| per_second(100, 100))
+        .cost(|cost: &u64| *cost)
+        .refuse();
+    let service = layer.layer(Backend::new());
+    for _ in 0..2 {
+        service.clone().oneshot(10).await.unwrap();
+    }
+}
+
+// promise: RL-4
+#[tokio::test(start_paused = true)]
+async fn the_years_that_a_burst_takes_to_come_back_are_no_wait() {
+    let layer = RateLimitLayer::new(Quota::per_day(count(1)).burst(count(140_000)))
+        .cost(|cost: &u64| *cost)
+        .refuse();
+    let service = layer.layer(Backend::new());
+    service.clone().oneshot(100_000).await.unwrap();
+    service.clone().oneshot(40_000).await.unwrap();
+    refusal(service.clone().oneshot(1).await);
+}
