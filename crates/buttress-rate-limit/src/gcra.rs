@@ -107,13 +107,24 @@ impl Rate {
     }
 
     /// Takes a bucket over from another rate: what was taken stays taken, as far as the bucket holds it now, and what is
-    /// owed is owed.
+    /// owed is owed. So is the part of a token that has come back: however often it is taken over, they all come back.
     pub(crate) fn take_over(&self, old: &Self, full: u128, now: u64) -> u128 {
-        let taken = full.saturating_sub(old.units(now)).div_ceil(old.token);
-        let taken = u64::try_from(taken).unwrap_or(u64::MAX);
-        let owed = taken.saturating_sub(old.burst);
-        let taken = taken.min(old.burst).min(self.burst).saturating_add(owed);
-        self.charge(0, self.units(now), taken)
+        let gone = full.saturating_sub(old.units(now));
+        let taken = gone.min(old.capacity);
+        let (taken, owed) = (
+            self.as_long_as(old, taken),
+            self.as_long_as(old, gone - taken),
+        );
+        let gone = taken.min(self.capacity).saturating_add(owed);
+        self.units(now).saturating_add(gone)
+    }
+
+    /// The units in which as many tokens come back as by another rate in so many of its units, rounded up.
+    fn as_long_as(&self, old: &Self, units: u128) -> u128 {
+        let (tokens, rest) = (units / old.token, units % old.token);
+        let rest = rest.checked_mul(self.token);
+        let rest = rest.map_or(self.token, |rest| rest.div_ceil(old.token));
+        tokens.saturating_mul(self.token).saturating_add(rest)
     }
 
     /// The units that so many tokens take to come back.

@@ -682,3 +682,23 @@ async fn the_years_that_a_burst_takes_to_come_back_are_no_wait() {
     service.clone().oneshot(40_000).await.unwrap();
     refusal(service.clone().oneshot(1).await);
 }
+
+// promises: RL-2, RL-23
+#[tokio::test(start_paused = true)]
+async fn however_often_a_quota_is_set_tokens_come_back() {
+    let minutely = |tokens| Quota::per_minute(count(tokens)).burst(count(5));
+    for (one, other) in [(60, 60), (60, 61), (60, 597)] {
+        let layer = RateLimitLayer::new(minutely(one)).refuse();
+        let (service, handle) = (layer.layer(Backend::new()), layer.handle());
+        let mut granted = 0;
+        for tenth in 0..1_000 {
+            let tokens = if tenth % 2 == 0 { one } else { other };
+            assert!(handle.set_quota(0, minutely(tokens)));
+            granted += u32::from(service.clone().oneshot(tenth).await.is_ok());
+            advance(millis(100)).await;
+        }
+        let most = 5 + 100 * (one + other) / 120;
+        // But for what rounds to a nanosecond at each change.
+        assert!((most - 1..=most).contains(&granted), "{granted} of {most}");
+    }
+}
