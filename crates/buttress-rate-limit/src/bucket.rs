@@ -99,7 +99,7 @@ impl<'a> Buckets<'a> {
     pub(crate) fn wait(
         &self,
         now: u64,
-        ahead: u64,
+        ahead: u128,
         cost: u64,
     ) -> Result<(usize, Duration), Denial> {
         let mut longest = (0, Duration::ZERO);
@@ -130,7 +130,7 @@ impl<'a> Buckets<'a> {
     pub(crate) fn give_back(&mut self, now: u64, cost: u64) {
         for (Terms { rate, .. }, full) in self.each_mut() {
             let floor = rate.units(now).min(*full);
-            *full = full.saturating_sub(rate.time(cost)).max(floor);
+            *full = full.saturating_sub(rate.time(cost.into())).max(floor);
         }
     }
 

@@ -68,13 +68,14 @@ impl Rate {
         &self,
         full: u128,
         now: u128,
-        ahead: u64,
+        ahead: u128,
         cost: u64,
     ) -> Result<u128, Denied> {
         if cost > self.burst {
             return Err(Denied::Forever);
         }
-        let then = self.charge(full, now, ahead.saturating_add(cost));
+        let tokens = ahead.saturating_add(cost.into());
+        let then = full.max(now).saturating_add(self.time(tokens));
         let most = now.saturating_add(self.capacity);
         if then <= most {
             Ok(then)
@@ -85,7 +86,7 @@ impl Rate {
 
     /// When a bucket will be full out of which so many tokens are taken, though it may owe some of them.
     pub(crate) fn charge(&self, full: u128, now: u128, tokens: u64) -> u128 {
-        full.max(now).saturating_add(self.time(tokens))
+        full.max(now).saturating_add(self.time(tokens.into()))
     }
 
     /// The tokens that are there, and none if there are less.
@@ -128,11 +129,11 @@ impl Rate {
     }
 
     /// The units that so many tokens take to come back.
-    pub(crate) fn time(&self, tokens: u64) -> u128 {
+    pub(crate) fn time(&self, tokens: u128) -> u128 {
         if tokens == 1 {
             return self.token;
         }
-        u128::from(tokens).saturating_mul(self.token)
+        tokens.saturating_mul(self.token)
     }
 
     /// A number of units as time, rounded up.
@@ -197,7 +198,7 @@ mod tests {
                 let cost = rng.random_range(1..=u64::from(burst));
                 if rng.random_bool(0.1) {
                     // One who goes away before the call gives his tokens back.
-                    full -= granted.pop().map_or(0, |(_, cost)| rate.time(cost));
+                    full -= granted.pop().map_or(0, |(_, cost)| rate.time(cost.into()));
                 } else if let Ok(then) = rate.take(full, rate.units(now), 0, cost) {
                     full = then;
                     granted.push((now, cost));

@@ -9,7 +9,7 @@ use crate::bucket::{Buckets, after};
 pub(crate) struct Line {
     waiting: VecDeque<Waiter>,
     /// What they all wait for.
-    cost: u64,
+    cost: u128,
 }
 
 #[derive(Debug)]
@@ -29,13 +29,13 @@ impl Line {
     }
 
     /// What those who wait are waiting for.
-    pub(crate) fn cost(&self) -> u64 {
+    pub(crate) fn cost(&self) -> u128 {
         self.cost
     }
 
     /// Joins the end of the line, with a ticket that is higher than all that were given out before.
     pub(crate) fn join(&mut self, ticket: u64, cost: u64, due: u64) {
-        self.cost = self.cost.saturating_add(cost);
+        self.cost += u128::from(cost);
         self.waiting.push_back(Waiter {
             ticket,
             cost,
@@ -49,7 +49,7 @@ impl Line {
     pub(crate) fn leave(&mut self, ticket: u64) -> Option<Waker> {
         let place = self.place(ticket)?;
         let left = self.waiting.remove(place)?;
-        self.cost -= left.cost;
+        self.cost -= u128::from(left.cost);
         Some(left.waker)
     }
 
@@ -65,7 +65,11 @@ impl Line {
         let place = self.place(ticket)?;
         if self.waiting[place].due <= now {
             // Somebody before has not come when his turn was, and has put everybody off.
-            let ahead = self.waiting.iter().take(place).map(|waiter| waiter.cost);
+            let ahead = self
+                .waiting
+                .iter()
+                .take(place)
+                .map(|waiter| u128::from(waiter.cost));
             let (ahead, cost) = (ahead.sum(), self.waiting[place].cost);
             self.waiting[place].due = match buckets.wait(now, ahead, cost) {
                 Ok((_, wait)) => after(now, wait),
@@ -84,7 +88,7 @@ impl Line {
         let mut woken = Vec::new();
         while let Some(first) = self.waiting.front_mut() {
             let Err(denial) = buckets.take(now, first.cost) else {
-                self.cost -= first.cost;
+                self.cost -= u128::from(first.cost);
                 woken.extend(self.waiting.pop_front().map(|waiter| waiter.waker));
                 continue;
             };
@@ -106,7 +110,7 @@ impl Line {
                 // It asks for more than there is now: it is there until it goes away.
                 Err(_) => u64::MAX,
             };
-            ahead += waiter.cost;
+            ahead += u128::from(waiter.cost);
         }
         self.waiting.iter_mut().map(Waiter::take_waker).collect()
     }

@@ -702,3 +702,25 @@ async fn however_often_a_quota_is_set_tokens_come_back() {
         assert!((most - 1..=most).contains(&granted), "{granted} of {most}");
     }
 }
+
+// promises: RL-4, RL-7
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_more_than_a_number_holds_are_let_through_in_order() {
+    let quota = Quota::per(count(u32::MAX), Duration::from_nanos(1)).unwrap();
+    let layer = RateLimitLayer::new(quota)
+        .max_wait(Duration::from_mins(1))
+        .cost(|cost: &u64| *cost);
+    let (service, handle) = (layer.layer(Backend::new()), layer.handle());
+    let burst = handle.remaining();
+    // Each takes 100 ms to come back, and a hundred of them are more than 64 bits hold.
+    let calls: Vec<_> = (0..=100).map(|_| service.clone().call(burst)).collect();
+    assert_eq!(handle.waiters(), 100);
+    assert_eq!(handle.next_free(), Duration::from_nanos(10_000_000_001));
+    let start = clock::now();
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert_eq!(handle.waiters(), 0);
+    let took = clock::now().saturating_duration_since(start);
+    assert_eq!(took, Duration::from_secs(10));
+}
