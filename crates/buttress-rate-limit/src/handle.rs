@@ -2,7 +2,10 @@
 
 use std::{hash::Hash, sync::Arc, time::Duration};
 
-use crate::{Quota, keys, limiter::Limiter};
+use crate::{
+    Quota, keys,
+    limiter::{Limiter, SHARED},
+};
 
 /// A limiter, for its operator. See the [crate docs](crate) for an example.
 #[derive(Clone, Debug)]
@@ -18,10 +21,15 @@ impl Handle {
     }
 
     /// The handle for the limit of one key, of the type that [`by_key`](crate::RateLimitLayer::by_key) makes: its hash tells
-    /// it from others. Without it, the handle of a limiter with keys is for the limit that those share who find no room.
+    /// it from others. Without it, the handle of a limiter with keys is for the limit that those share who find no room. Where there
+    /// are no keys, it is the same handle again.
     #[must_use]
     pub fn of<K: Hash + ?Sized>(&self, key: &K) -> Self {
-        Self::new(self.limiter.clone(), keys::tag(key, &self.limiter.hasher))
+        let tag = match self.limiter.settings.max_keys {
+            Some(_) => keys::tag(key, &self.limiter.hasher),
+            None => SHARED,
+        };
+        Self::new(self.limiter.clone(), tag)
     }
 
     /// How many keys have taken something that has not come back yet. It looks at the room of all, so ask seldom.

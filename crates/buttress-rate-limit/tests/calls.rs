@@ -724,3 +724,15 @@ async fn those_who_wait_for_more_than_a_number_holds_are_let_through_in_order() 
     let took = clock::now().saturating_duration_since(start);
     assert_eq!(took, Duration::from_secs(10));
 }
+
+// promises: RL-4, RL-23
+#[tokio::test(start_paused = true)]
+async fn a_handle_for_a_key_where_there_are_none_is_for_all() {
+    let one = || RateLimitLayer::new(per_second(10, 5));
+    for layer in [one(), one().and(per_second(20, 20))] {
+        let nobody = layer.handle().of("nobody");
+        nobody.settle(0, 1);
+        assert_eq!(layer.handle().remaining(), 4);
+        assert_eq!((nobody.remaining(), nobody.keys()), (4, 0));
+    }
+}
