@@ -18,7 +18,7 @@ use std::{
 
 use axum::{Router, routing::get, serve::ListenerExt};
 use buttress::{
-    BoxError, Rejected, ServiceLimit,
+    BoxError, Policies, Rejected, ServiceLimit,
     answer::AnswerLayer,
     breaker::BreakerLayer,
     rate_limit::{Quota, RateLimitLayer},
@@ -397,7 +397,7 @@ async fn a_retry_of_ours_reads_what_a_grpc_answer_asks_for() -> Result {
     let wait = Duration::from_millis(7);
     for (retry_after, sends) in [(Some(wait), 2), (None, 1)] {
         let limit = ServiceLimit {
-            policies: Arc::new([]),
+            policies: Policies::from_iter([]),
             bound: 0,
             remaining: 0,
             reset: Duration::ZERO,

@@ -1,88 +1,150 @@
 //! The fields `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10.
 
-use std::{slice, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    iter,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use buttress_core::ServiceLimit;
+use buttress_core::{QuotaPolicy, ServiceLimit};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use sfv::{Integer, KeyRef, ListSerializer, key_ref};
+use sfv::{Integer, ItemSerializer, KeyRef, ListSerializer, key_ref};
 
 pub(crate) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 pub(crate) const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 const QUOTA: &KeyRef = key_ref("q");
 const WINDOW: &KeyRef = key_ref("w");
-const REMAINING: &KeyRef = key_ref("r");
-const RESET: &KeyRef = key_ref("t");
+
+/// What is the same in all that is said of the same policies.
+#[derive(Debug)]
+pub(crate) struct Written {
+    names: Vec<Name>,
+    /// The field `RateLimit-Policy`: an empty list is no field (RFC 9651, 3.1).
+    policies: Option<HeaderValue>,
+}
+
+/// The name of a policy, how a field has it, and the problem once it was violated.
+#[derive(Debug)]
+struct Name {
+    plain: sfv::String,
+    item: String,
+    problem: OnceLock<Bytes>,
+}
 
 /// Says in the two fields how the caller stands with these limiters, unless one of them is there: they speak of each
 /// other by name.
 pub(crate) fn add(headers: &mut HeaderMap, limits: &[ServiceLimit]) {
-    if headers.contains_key(POLICY) || headers.contains_key(LIMIT) {
+    if limits.is_empty() || headers.contains_key(POLICY) || headers.contains_key(LIMIT) {
         return;
     }
     // A limiter that was asked twice counts with what it said last.
     let is_last = |(place, limit): &(usize, &ServiceLimit)| {
         let mut later = limits[place + 1..].iter();
-        !later.any(|later| Arc::ptr_eq(&later.policies, &limit.policies))
+        !later.any(|later| later.policies.same(&limit.policies))
     };
-    let limits = limits.iter().enumerate().filter(is_last);
-    let limits: Vec<&ServiceLimit> = limits.map(|(_, limit)| limit).collect();
+    let last = limits.iter().enumerate().filter(is_last);
+    let last = last.map(|(_, limit)| limit);
+    let written = if let [limit] = limits {
+        limit.policies.written(Written::of_one)
+    } else {
+        let policies = last.clone().flat_map(|limit| limit.policies.iter());
+        Arc::new(Written::of(policies))
+    };
     // `Retry-After` must not be before `t` (section 6), and this one is somebody else's.
     let with_reset = !headers.contains_key(header::RETRY_AFTER);
-    write(headers, &limits, with_reset);
+    written.write(headers, last, with_reset);
 }
 
-/// Says it of the limiter that refused, and returns the name of the policy that was violated.
-pub(crate) fn add_refusal(headers: &mut HeaderMap, limit: &ServiceLimit) -> Option<String> {
-    let names = write(headers, slice::from_ref(&limit), true);
-    names.into_iter().nth(limit.bound).map(Into::into)
+/// Says it of the limiter that refused.
+pub(crate) fn add_refusal(headers: &mut HeaderMap, limit: &ServiceLimit) -> Arc<Written> {
+    let written = limit.policies.written(Written::of_one);
+    written.write(headers, iter::once(limit), true);
+    written
 }
 
-/// Writes both fields, and returns the names that all the policies have there.
-fn write(headers: &mut HeaderMap, limits: &[&ServiceLimit], with_reset: bool) -> Vec<sfv::String> {
-    let names = names(limits);
-    let mut rest = &names[..];
-    let (mut policies, mut bounds) = (ListSerializer::new(), ListSerializer::new());
-    for limit in limits {
-        let (names, later) = rest.split_at(limit.policies.len());
-        rest = later;
-        for (policy, name) in limit.policies.iter().zip(names) {
-            let _ = policies
-                .bare_item(&**name)
+impl Written {
+    fn of_one(policies: &[QuotaPolicy]) -> Self {
+        Self::of(policies.iter())
+    }
+
+    /// Of all policies, one limiter's after the other's.
+    fn of<'a>(policies: impl Iterator<Item = &'a QuotaPolicy> + Clone) -> Self {
+        let names = names(policies.clone());
+        let mut list = ListSerializer::new();
+        for (policy, name) in policies.zip(&names) {
+            let _ = list
+                .bare_item(&*name.plain)
                 .parameter(QUOTA, integer(policy.tokens))
                 .parameter(WINDOW, seconds(policy.window).max(Integer::from(1)));
         }
-        if let Some(name) = names.get(limit.bound) {
-            let bound = bounds
-                .bare_item(&**name)
-                .parameter(REMAINING, integer(limit.remaining));
-            if with_reset {
-                let _ = bound.parameter(RESET, seconds(limit.reset));
+        let policies = list.finish().map(value);
+        Self { names, policies }
+    }
+
+    /// What is to be said if the policy at this place is violated, which is made of its name.
+    pub(crate) fn problem(&self, place: usize, make: fn(Option<&str>) -> Bytes) -> Bytes {
+        let Some(name) = self.names.get(place) else {
+            return make(None);
+        };
+        let problem = name.problem.get_or_init(|| make(Some(name.plain.as_str())));
+        problem.clone()
+    }
+
+    /// Writes both fields, for those limiters whose policies these are.
+    fn write<'a>(
+        &self,
+        headers: &mut HeaderMap,
+        limits: impl Iterator<Item = &'a ServiceLimit>,
+        with_reset: bool,
+    ) {
+        let mut rest = &self.names[..];
+        let mut bounds = String::with_capacity(64);
+        for limit in limits {
+            let (names, later) = rest.split_at(limit.policies.len());
+            rest = later;
+            if let Some(name) = names.get(limit.bound) {
+                let comma = if bounds.is_empty() { "" } else { ", " };
+                let remaining = integer(limit.remaining);
+                let _ = write!(bounds, "{comma}{};r={remaining}", name.item);
+                if with_reset {
+                    let _ = write!(bounds, ";t={}", seconds(limit.reset));
+                }
             }
         }
-    }
-    for (field, list) in [(POLICY, policies), (LIMIT, bounds)] {
-        // An empty list is no field (RFC 9651, 3.1).
-        if let Some(list) = list.finish() {
-            let value = HeaderValue::try_from(list);
-            headers.insert(field, value.expect("structured fields are ASCII"));
+        if let Some(policies) = &self.policies {
+            headers.insert(POLICY, policies.clone());
+        }
+        if !bounds.is_empty() {
+            headers.insert(LIMIT, value(bounds));
         }
     }
-    names
 }
 
-/// The names of all policies, one limiter's after the other's: as a field can have them, and no two the same.
-fn names(limits: &[&ServiceLimit]) -> Vec<sfv::String> {
-    let mut names: Vec<sfv::String> = Vec::new();
-    for policy in limits.iter().flat_map(|limit| &*limit.policies) {
-        let plain = printable(&policy.name);
-        let mut name = plain.clone();
+fn value(field: String) -> HeaderValue {
+    HeaderValue::try_from(field).expect("structured fields are ASCII")
+}
+
+/// Their names as a field can have them, and no two the same.
+fn names<'a>(policies: impl Iterator<Item = &'a QuotaPolicy>) -> Vec<Name> {
+    let mut names: Vec<Name> = Vec::new();
+    for policy in policies {
+        let first = printable(&policy.name);
+        let mut plain = first.clone();
         let mut number = 1;
-        while names.contains(&name) {
+        while names.iter().any(|name| name.plain == plain) {
             number += 1;
-            name = printable(&format!("{plain}-{number}"));
+            plain = printable(&format!("{first}-{number}"));
         }
-        names.push(name);
+        let item = ItemSerializer::new().bare_item(&*plain).finish();
+        let problem = OnceLock::new();
+        names.push(Name {
+            plain,
+            item,
+            problem,
+        });
     }
     names
 }

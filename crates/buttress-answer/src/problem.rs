@@ -3,7 +3,7 @@
 use buttress_core::Rejected;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use serde_json::{Value, json};
+use serde::Serialize;
 use sfv::Integer;
 
 use crate::{failure::Failure, fields};
@@ -12,6 +12,17 @@ use crate::{failure::Failure, fields};
 const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 const QUOTA_EXCEEDED_TITLE: &str =
     "Request cannot be satisfied as assigned quota has been exceeded";
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Problem<'a> {
+    r#type: &'static str,
+    title: Option<&'static str>,
+    status: u16,
+    /// There are some or none in an answer to a quota, and in no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    violated_policies: Option<&'a [&'a str]>,
+}
 
 pub(crate) fn answer(failure: &Failure) -> Response<Bytes> {
     match failure {
@@ -30,37 +41,46 @@ fn refusal(rejected: &Rejected) -> Response<Bytes> {
         retry_after(&mut response, wait);
         return response;
     };
-    let status = StatusCode::TOO_MANY_REQUESTS;
     let mut response = Response::default();
-    let violated = fields::add_refusal(response.headers_mut(), limit);
-    let problem = json!({
-        "type": QUOTA_EXCEEDED,
-        "title": QUOTA_EXCEEDED_TITLE,
-        "status": status.as_u16(),
-        "violated-policies": Vec::from_iter(violated),
-    });
-    fill(&mut response, status, &problem);
+    let written = fields::add_refusal(response.headers_mut(), limit);
+    let problem = written.problem(limit.bound, quota_exceeded);
+    fill(&mut response, StatusCode::TOO_MANY_REQUESTS, problem);
     // It must not be before `t` (section 6 of the draft).
     let reset = fields::seconds(limit.reset);
     retry_after(&mut response, wait.map(|wait| wait.max(reset)));
     response
 }
 
+fn quota_exceeded(violated: Option<&str>) -> Bytes {
+    json(&Problem {
+        r#type: QUOTA_EXCEEDED,
+        title: Some(QUOTA_EXCEEDED_TITLE),
+        status: StatusCode::TOO_MANY_REQUESTS.as_u16(),
+        violated_policies: Some(violated.as_slice()),
+    })
+}
+
 /// A problem that its status says all of.
 fn blank(status: StatusCode) -> Response<Bytes> {
-    let problem = json!({
-        "type": "about:blank",
-        "title": status.canonical_reason(),
-        "status": status.as_u16(),
+    let problem = json(&Problem {
+        r#type: "about:blank",
+        title: status.canonical_reason(),
+        status: status.as_u16(),
+        violated_policies: None,
     });
     let mut response = Response::default();
-    fill(&mut response, status, &problem);
+    fill(&mut response, status, problem);
     response
 }
 
-fn fill(response: &mut Response<Bytes>, status: StatusCode, problem: &Value) {
+fn json(problem: &Problem<'_>) -> Bytes {
+    let json = serde_json::to_vec(problem);
+    json.expect("texts and numbers have a form in JSON").into()
+}
+
+fn fill(response: &mut Response<Bytes>, status: StatusCode, problem: Bytes) {
     *response.status_mut() = status;
-    *response.body_mut() = problem.to_string().into();
+    *response.body_mut() = problem;
     let problem_json = HeaderValue::from_static("application/problem+json");
     response
         .headers_mut()

@@ -14,8 +14,8 @@ use std::{
 
 use buttress_answer::{Answer, AnswerBody, AnswerLayer, future::ResponseFuture};
 use buttress_core::{
-    BoxError, Classify, Hint, LimitReport, QuotaPolicy, Rejected, ServiceLimit, Verdict, classify,
-    hint,
+    BoxError, Classify, Hint, LimitReport, Policies, QuotaPolicy, Rejected, ServiceLimit, Verdict,
+    classify, hint,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -62,7 +62,7 @@ fn limit_of<const N: usize>(
         window: secs(window),
     };
     ServiceLimit {
-        policies: policies.map(policy).into(),
+        policies: policies.into_iter().map(policy).collect(),
         bound,
         remaining,
         reset,
@@ -229,7 +229,7 @@ fn retry_after_is_not_before_the_reset() {
 #[test]
 fn names_and_figures_are_what_a_structured_field_can_hold() {
     let mut limit = limit(u64::MAX, Duration::MAX);
-    limit.policies = Arc::new([
+    limit.policies = Policies::from_iter([
         QuotaPolicy {
             name: "je \"Stück\" \\\r\n".into(),
             tokens: u64::MAX,
@@ -288,7 +288,7 @@ fn any_limit() -> impl Strategy<Value = ServiceLimit> {
     let policies = prop::collection::vec(policy, 0..4);
     let figures = (policies, 0_usize..5, any::<u64>(), any::<Duration>());
     figures.prop_map(|(policies, bound, remaining, reset)| ServiceLimit {
-        policies: policies.into(),
+        policies: policies.into_iter().collect(),
         bound,
         remaining,
         reset,
@@ -945,6 +945,22 @@ fn a_response_costs_no_more_memory_than_the_report() {
         assert!(call.now_or_never().is_some());
     });
     assert_eq!(counted, 0);
+}
+
+// promise: RL-16
+#[test]
+fn what_is_the_same_in_all_answers_of_a_limiter_is_written_once() {
+    let said = limit(7, secs(3));
+    let allocations = || {
+        let measured = allocation_counter::measure(|| {
+            let response = reported(vec![said.clone()], Ok(Response::default()));
+            assert_eq!(field(&response, "ratelimit"), Some(r#""hour";r=7;t=3"#));
+        });
+        measured.count_total
+    };
+    let (first, second) = (allocations(), allocations());
+    // Of these, five are the request's extensions and the list in this test.
+    assert!(second <= 10, "{second}, and {first} before");
 }
 
 // promise: ST-2

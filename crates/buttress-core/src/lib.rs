@@ -48,7 +48,7 @@ pub use classify::Classify;
 pub use error::{BoxError, Rejected, chain};
 pub use events::Events;
 pub use keyed::Keyed;
-pub use limit::{LimitReport, QuotaPolicy, ServiceLimit};
+pub use limit::{LimitReport, Policies, QuotaPolicy, ServiceLimit};
 pub use verdict::{Applied, Hint, Kind, Verdict};
 
 /// The moment by which a call must have ended. Put it into a request's extensions, and every layer below keeps to it.

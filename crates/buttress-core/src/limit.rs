@@ -1,9 +1,11 @@
 //! What a rate limiter tells of itself, to those who write it into an answer.
 
 use std::{
+    any::Any,
     borrow::Cow,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    ops::Deref,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -36,11 +38,62 @@ impl fmt::Display for QuotaPolicy {
     }
 }
 
+/// The quotas of a limiter, which it shares with whomever it tells of itself: a list that can be collected and iterated.
+#[derive(Clone, Debug)]
+pub struct Policies(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    list: Box<[QuotaPolicy]>,
+    kept: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Policies {
+    /// Are they those of the same limiter, and not just equal?
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What `write` makes of them, which is kept for the next time: that of the first type that was asked for.
+    #[doc(hidden)]
+    pub fn written<T: Send + Sync + 'static>(&self, write: fn(&[QuotaPolicy]) -> T) -> Arc<T> {
+        let kept = self.0.kept.get_or_init(|| Arc::new(write(self)));
+        let kept = kept.clone().downcast();
+        kept.unwrap_or_else(|_| Arc::new(write(self)))
+    }
+}
+
+impl Deref for Policies {
+    type Target = [QuotaPolicy];
+
+    fn deref(&self) -> &[QuotaPolicy] {
+        &self.0.list
+    }
+}
+
+impl FromIterator<QuotaPolicy> for Policies {
+    fn from_iter<I: IntoIterator<Item = QuotaPolicy>>(policies: I) -> Self {
+        Self(Arc::new(Shared {
+            list: policies.into_iter().collect(),
+            kept: OnceLock::new(),
+        }))
+    }
+}
+
+impl PartialEq for Policies {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Policies {}
+
 /// Where a caller stands with a limiter, as the field `RateLimit` has it (draft-ietf-httpapi-ratelimit-headers-10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceLimit {
     /// All its quotas.
-    pub policies: Arc<[QuotaPolicy]>,
+    pub policies: Policies,
     /// Which of them bounds the caller most: a place among `policies`.
     pub bound: usize,
     /// The tokens that are there by that one.
@@ -74,5 +127,25 @@ impl LimitReport {
     pub fn take(&self) -> Vec<ServiceLimit> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_of_policies_is_written_once_and_in_another_type_each_time() {
+        let policy = QuotaPolicy {
+            name: "hour".into(),
+            tokens: 5,
+            window: Duration::from_hours(1),
+        };
+        let policies = Policies::from_iter([policy]);
+        let shared = policies.clone();
+        let number = policies.written(<[_]>::len);
+        assert!(Arc::ptr_eq(&number, &shared.written(|_| 7)));
+        assert_eq!(*shared.written(|_| "day"), "day");
+        assert_eq!(*shared.written(|_| "hour"), "hour");
     }
 }

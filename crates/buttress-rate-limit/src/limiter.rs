@@ -7,7 +7,7 @@
 use std::{collections::HashMap, hash::RandomState, sync::Arc, task::Waker, time::Duration};
 
 use buttress_core::{
-    BoxError, LimitReport, QuotaPolicy, Rejected, ServiceLimit,
+    BoxError, LimitReport, Policies, Rejected, ServiceLimit,
     clock::{self, Instant},
     sync::{AtomicU64, Mutex, Ordering, lock, wake},
 };
@@ -34,7 +34,7 @@ pub(crate) struct Limiter {
     start: Instant,
     table: Table,
     pace: Pace,
-    policies: Arc<[QuotaPolicy]>,
+    policies: Policies,
     /// Has a quota been changed, so that others know better what the policies are?
     changed: AtomicU64,
     pub(crate) hasher: RandomState,
@@ -54,7 +54,7 @@ struct Pace {
 #[derive(Debug)]
 struct Locked {
     terms: Vec<Terms>,
-    policies: Arc<[QuotaPolicy]>,
+    policies: Policies,
     /// The buckets of every place, unless the words are them.
     wide: Vec<u128>,
     /// The terms of the first quota at every place, where each key says what its quota is.
@@ -501,7 +501,7 @@ impl Limiter {
         if let Some(own) = &standing.own {
             let mut list = policies.to_vec();
             list[0] = own.policy();
-            policies = list.into();
+            policies = list.into_iter().collect();
         }
         ServiceLimit {
             policies,

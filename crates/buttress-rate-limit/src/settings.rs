@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use buttress_core::{Events, QuotaPolicy};
+use buttress_core::{Events, Policies};
 
 use crate::{Event, Quota, bucket::Terms, gcra::Rate};
 
@@ -35,6 +35,6 @@ impl Settings {
     }
 }
 
-pub(crate) fn policies<'a>(terms: impl Iterator<Item = &'a Terms>) -> Arc<[QuotaPolicy]> {
+pub(crate) fn policies<'a>(terms: impl Iterator<Item = &'a Terms>) -> Policies {
     terms.map(|terms| terms.quota.policy()).collect()
 }

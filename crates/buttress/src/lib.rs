@@ -14,8 +14,8 @@
 //! ([`Rejected`]), and the [`clock`].
 
 pub use buttress_core::{
-    Applied, BoxError, Classify, Deadline, Hint, Kind, LimitReport, QuotaPolicy, Rejected,
-    ServiceLimit, Verdict, classify, clock,
+    Applied, BoxError, Classify, Deadline, Hint, Kind, LimitReport, Policies, QuotaPolicy,
+    Rejected, ServiceLimit, Verdict, classify, clock,
 };
 
 #[cfg(feature = "answer")]
