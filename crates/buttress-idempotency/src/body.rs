@@ -122,6 +122,18 @@ impl<B> fmt::Debug for RequestBody<B> {
     }
 }
 
+/// Reads a body to its end, and says whether it has one.
+pub(crate) async fn read<B: Body>(body: B) -> bool {
+    let mut body = std::pin::pin!(body);
+    loop {
+        match std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return false,
+            None => return true,
+        }
+    }
+}
+
 /// Reads a body, of which nothing is kept, and says whether it is the one of this print.
 pub(crate) async fn is_of<B: Body<Data = Bytes>>(
     body: B,

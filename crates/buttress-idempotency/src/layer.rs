@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::Future,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -9,7 +10,10 @@ use std::{
 use http::{HeaderName, Method, request::Parts};
 use tower_layer::Layer;
 
-use crate::{Event, Handle, Idempotency, Lapse, Store, settings::Settings, shared::Shared};
+use crate::{
+    Event, Handle, Idempotency, Lapse, Recovered, Store, recover::Recover, settings::Settings,
+    shared::Shared,
+};
 
 /// Does a request with an `Idempotency-Key` once, and answers it again as often as it comes. See the [crate docs](crate) for
 /// an example.
@@ -107,6 +111,21 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
     #[must_use]
     pub fn on_lapse(self, lapse: Lapse) -> Self {
         self.change(|settings| settings.lapse = lapse)
+    }
+
+    /// Asks the world outside what came of an earlier run whose outcome is unknown, before [`on_lapse`](Self::on_lapse)
+    /// applies; by default there is nobody to ask.
+    ///
+    /// It is given the head of a request that is the same, with its key, and may take its time: the client waits. It may be
+    /// asked by several at the same time. A client that is settled to have been answered has no body to be told from others
+    /// by but that of the request at hand.
+    #[must_use]
+    pub fn recover<F, A>(self, ask: F) -> Self
+    where
+        F: Fn(Parts) -> A + Send + Sync + 'static,
+        A: Future<Output = Recovered> + Send + 'static,
+    {
+        self.change(|settings| settings.recover = Some(Recover::new(ask)))
     }
 
     /// Has a duplicate wait for the first one's answer, for this time at most; by default it is answered with 409.

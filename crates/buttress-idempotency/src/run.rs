@@ -1,10 +1,10 @@
 //! One request with a key, from its claim to its end. It runs apart from its connection, whose end does not end it.
 
-use std::{any::Any, future::poll_fn, sync::Arc, task::Poll};
+use std::{any::Any, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use buttress_core::{BoxError, Rejected, clock};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request, response};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
 use http_body::{Body, Frame};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -18,6 +18,7 @@ use crate::{
     body::{self, Piece, Reading, RequestBody, ResponseBody},
     problem::Problem,
     record::{Answer, Claim, Completion, HeadPrint, Op, RecordKey, StoredResponse, Token},
+    recover::Recovered,
     settings::Lapse,
     shared::{Claimed, Shared, TRUE, undo},
 };
@@ -50,7 +51,8 @@ where
 {
     pub(crate) async fn run(mut self, reply: Reply<RB, S::Error>) {
         let head = print(&self.parts);
-        let settings = &self.shared.settings;
+        let shared = self.shared.clone();
+        let settings = &shared.settings;
         let until = settings.wait.map(|wait| clock::now() + wait);
         let mut ready = true;
         loop {
@@ -97,8 +99,18 @@ where
                     Problem::Mismatch
                 }
                 Ok(Answer::Unknown) => {
-                    self.shared.emit(&Event::OutcomeUnknown);
-                    Problem::OutcomeUnknown
+                    match recover(&self.shared, &self.key, self.parts.clone()).await {
+                        Some(Recovered::Done(response)) => {
+                            let response = self.settle(response).await;
+                            return drop(reply.send(Ok(response)));
+                        }
+                        // Somebody else may have settled it meanwhile: the next claim shows it.
+                        Some(_) => continue,
+                        None => {
+                            self.shared.emit(&Event::OutcomeUnknown);
+                            Problem::OutcomeUnknown
+                        }
+                    }
                 }
                 Ok(Answer::Accepted | Answer::Refused) => Problem::Store(StoreErrorKind::Damaged),
                 Err(error) => {
@@ -112,6 +124,39 @@ where
             };
             let response = problem.response(settings).map(ResponseBody::whole);
             return drop(reply.send(Ok(response)));
+        }
+    }
+
+    /// Settles that it was done, with this answer to it.
+    async fn settle(self, response: Response<Bytes>) -> Response<ResponseBody<RB>> {
+        let (head, bytes) = response.into_parts();
+        let settings = &self.shared.settings;
+        let reading = Reading::new();
+        let body = RequestBody::hashed(self.body, reading.clone());
+        let read = body::read(body).await;
+        let completion = Completion {
+            body: reading.print(),
+            response: StoredResponse {
+                body: Some(bytes),
+                ..settings.keep(&head)
+            },
+        };
+        let settle = Op::Settle {
+            completion: Some(completion.clone()),
+            ttl: settings.ttl,
+        };
+        match self.shared.step(&self.key, settle).await {
+            Ok(Answer::Accepted) if read => {
+                self.shared.emit(&Event::Replayed);
+                replay(completion)
+            }
+            // Somebody else was faster. Or the client went away.
+            Ok(_) => Problem::InFlight(Duration::ZERO)
+                .response(settings)
+                .map(ResponseBody::whole),
+            Err(error) => Problem::Store(error.kind())
+                .response(settings)
+                .map(ResponseBody::whole),
         }
     }
 
@@ -181,22 +226,49 @@ where
             return response.map(ResponseBody::whole);
         }
         self.shared.emit(&Event::Replayed);
-        let StoredResponse {
-            status,
-            headers,
-            body,
-        } = completion.response;
-        let mut response = Response::new(ResponseBody::whole(body.unwrap_or_default()));
-        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
-        for (name, value) in headers {
-            let name = HeaderName::from_bytes(name.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
-                response.headers_mut().append(name, value);
-            }
-        }
-        response.headers_mut().insert(REPLAYED, TRUE);
-        response
+        replay(completion)
     }
+}
+
+/// The answer to an earlier request, once more.
+fn replay<RB: Body>(completion: Completion) -> Response<ResponseBody<RB>> {
+    let StoredResponse {
+        status,
+        headers,
+        body,
+    } = completion.response;
+    let mut response = Response::new(ResponseBody::whole(body.unwrap_or_default()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
+            response.headers_mut().append(name, value);
+        }
+    }
+    response.headers_mut().insert(REPLAYED, TRUE);
+    response
+}
+
+/// Asks the world outside what came of an earlier run, if there is somebody to ask, and settles that nothing was done.
+async fn recover<T: Store>(
+    shared: &Shared<T>,
+    key: &RecordKey,
+    parts: request::Parts,
+) -> Option<Recovered> {
+    let settings = &shared.settings;
+    let recovered = settings.recover.as_ref()?.ask(parts).await;
+    match recovered {
+        Recovered::Unknown => return None,
+        Recovered::Done(_) => {}
+        Recovered::NotDone => {
+            let settle = Op::Settle {
+                completion: None,
+                ttl: settings.ttl,
+            };
+            shared.step(key, settle).await.ok()?;
+        }
+    }
+    Some(recovered)
 }
 
 /// What a request is, without its body.
@@ -278,11 +350,7 @@ impl<T: Store> Keep<T> {
                 }
             }
         }
-        let print = StoredResponse {
-            status: parts.status.as_u16(),
-            headers: self.headers(&parts),
-            body: None,
-        };
+        let print = self.shared.settings.keep(&parts);
         if ended && kept.fits {
             let body = kept.bytes.freeze();
             let whole = Response::from_parts(parts, ResponseBody::whole(body.clone()));
@@ -330,17 +398,5 @@ impl<T: Store> Keep<T> {
             response: StoredResponse { body, ..response },
         };
         self.claimed.complete(completion, meanwhile).await;
-    }
-
-    /// The headers that a replay has.
-    fn headers(&self, parts: &response::Parts) -> Vec<(String, Bytes)> {
-        let headers = parts.headers.iter();
-        let replayed = headers.filter(|(name, _)| self.shared.settings.is_replayed(name));
-        replayed
-            .map(|(name, value)| {
-                let value = Bytes::copy_from_slice(value.as_bytes());
-                (name.as_str().to_owned(), value)
-            })
-            .collect()
     }
 }

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use buttress_core::{Events, Rejected};
-use http::{HeaderName, Method, Response, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderName, Method, Response, StatusCode, header, response};
 
-use crate::Event;
+use crate::{Event, record::StoredResponse, recover::Recover};
 
 /// What becomes of a request whose key's earlier run has an unknown outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub(crate) struct Settings {
     pub(crate) ceiling: Duration,
     pub(crate) store_timeout: Duration,
     pub(crate) lapse: Lapse,
+    pub(crate) recover: Option<Recover>,
     /// How long a duplicate waits for the answer to the first request; nothing if it is refused.
     pub(crate) wait: Option<Duration>,
     /// Does the handler say from when on its effects are seen?
@@ -49,6 +51,7 @@ impl Default for Settings {
             ceiling: Duration::from_mins(10),
             store_timeout: Duration::from_secs(2),
             lapse: Lapse::Refuse,
+            recover: None,
             wait: None,
             explicit_arm: false,
             release_5xx: false,
@@ -97,8 +100,23 @@ impl Settings {
         Duration::from_millis(rand::random_range(50..=500)).min(self.lease)
     }
 
+    /// The head of a response as it is kept.
+    pub(crate) fn keep(&self, head: &response::Parts) -> StoredResponse {
+        let headers = head.headers.iter();
+        let replayed = headers.filter(|(name, _)| self.is_replayed(name));
+        let headers = replayed.map(|(name, value)| {
+            let value = Bytes::copy_from_slice(value.as_bytes());
+            (name.as_str().to_owned(), value)
+        });
+        StoredResponse {
+            status: head.status.as_u16(),
+            headers: headers.collect(),
+            body: None,
+        }
+    }
+
     /// Is a header of the first response in its replays too?
-    pub(crate) fn is_replayed(&self, name: &HeaderName) -> bool {
+    fn is_replayed(&self, name: &HeaderName) -> bool {
         if NEVER.contains(name) {
             return false;
         }

@@ -5,7 +5,9 @@ mod support;
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use buttress_core::{BoxError, Rejected, clock};
-use buttress_idempotency::{Arm, Global, IdempotencyLayer, Lapse, RequestBody, record::State};
+use buttress_idempotency::{
+    Arm, Global, IdempotencyLayer, Lapse, Recovered, RequestBody, record::State,
+};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Method, Request, Response, header, request::Parts};
@@ -484,6 +486,47 @@ async fn a_panic_leaves_an_outcome_that_is_unknown_at_once_and_can_be_settled() 
     assert!(!handle.settle(&key, None).await.unwrap());
     assert!(handle.get(&key).await.unwrap().is_none());
     assert!(ask().await.unwrap_err().is_panic(), "it is run again");
+}
+
+// promise: ID-13
+#[tokio::test(start_paused = true)]
+async fn the_world_outside_may_know_what_came_of_it() {
+    for (recovered, expected, runs) in [
+        (0, (201, "it was done"), 1),
+        (1, (200, "run 2"), 2),
+        (2, (409, ""), 1),
+    ] {
+        let (store, effects) = (Records::new(), Effects::default());
+        let counted = effects.clone();
+        let handler = move |_: Request<RequestBody<Body>>| {
+            let run = counted.begin();
+            async move {
+                assert!(run > 1, "it dies");
+                Ok::<_, BoxError>(Response::new(body(format!("run {run}"))))
+            }
+        };
+        let layer = layer(&store).recover(move |parts| async move {
+            assert_eq!(parts.headers["idempotency-key"], "k");
+            match recovered {
+                0 => {
+                    let done = Response::builder().status(201).body("it was done".into());
+                    Recovered::Done(done.unwrap())
+                }
+                1 => Recovered::NotDone,
+                _ => Recovered::Unknown,
+            }
+        });
+        let service = layer.layer(service_fn(handler));
+        let ask = || tokio::spawn(service.clone().oneshot(post("k", "apples")));
+        assert!(ask().await.unwrap_err().is_panic());
+        settle().await;
+        for _ in 0..3 {
+            let (status, body, _) = read(ask().await.unwrap().unwrap()).await;
+            assert_eq!(status, expected.0);
+            assert!(body.contains(expected.1), "{body}");
+        }
+        assert_eq!(effects.begun(), runs);
+    }
 }
 
 // promise: ID-14
