@@ -2,6 +2,7 @@
 
 mod arm;
 mod body;
+pub mod encode;
 mod event;
 pub mod future;
 mod handle;
