@@ -18,9 +18,13 @@ const CHECKSUM: usize = 16;
 
 /// The bytes of a record that is kept under this key.
 #[must_use]
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "a record has nothing that postcard cannot write"
+)]
 pub fn encode(key: &RecordKey, record: &Record) -> Vec<u8> {
     let bytes = postcard::to_extend(record, vec![VERSION]);
-    let mut bytes = bytes.expect("a record has nothing that postcard cannot write");
+    let mut bytes = bytes.expect("its sequences have lengths, and a vector has room");
     let sum = checksum(key, &bytes);
     bytes.extend_from_slice(&sum);
     bytes
