@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use crate::{
-    Event, RequestBody, Scope, Store, future::ResponseFuture, key, problem::Problem,
+    Event, Key, RequestBody, Scope, Store, future::ResponseFuture, problem::Problem,
     record::RecordKey, run::Run, shared::Shared,
 };
 
@@ -60,7 +60,7 @@ where
             return ResponseFuture::passed(self.inner.call(request));
         }
         let (parts, body) = request.into_parts();
-        let problem = match key::read(&parts.headers) {
+        let problem = match Key::of(&parts.headers) {
             Ok(Some(key)) => match self.scope.scope(&parts) {
                 Some(scope) => Ok(RecordKey::new(scope, key.as_str())),
                 None => Err(Problem::NoScope),
@@ -86,8 +86,7 @@ where
             service: mem::replace(&mut self.inner, clone),
             parts,
             body,
-            key,
-        };
+                };
         let (reply, answer) = oneshot::channel();
         let cut = self.shared.cut.clone();
         let task = self.shared.tasks.spawn(async move {

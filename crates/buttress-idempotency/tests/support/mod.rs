@@ -49,6 +49,7 @@ pub struct Records(Arc<Mutex<Inside>>);
 #[derive(Debug)]
 struct Inside {
     records: HashMap<RecordKey, Record>,
+    last_fence: u64,
     asked: usize,
     mood: Mood,
 }
@@ -57,6 +58,7 @@ impl Records {
     pub fn new() -> Self {
         Self(Arc::new(Mutex::new(Inside {
             records: HashMap::new(),
+            last_fence: 0,
             asked: 0,
             mood: Mood::Well,
         })))
@@ -116,7 +118,10 @@ impl Store for Records {
         }
         let answer = {
             let mut inside = self.0.lock().unwrap();
-            let (answer, change) = step(inside.records.get(key), now(), &op);
+            let (answer, change) = step(inside.records.get(key), now(), inside.last_fence, &op);
+            if let Answer::Won { fence } = answer {
+                inside.last_fence = fence;
+            }
             match change {
                 Change::Keep => {}
                 Change::Put(record) => drop(inside.records.insert(key.clone(), record)),
