@@ -9,6 +9,9 @@ mod handle;
 mod key;
 mod layer;
 mod problem;
+mod key;
+#[doc = include_str!("../PROMISES.md")]
+pub mod promises {}
 pub mod record;
 mod recover;
 mod run;
@@ -25,4 +28,5 @@ pub use layer::{Global, IdempotencyLayer, Scope};
 pub use recover::Recovered;
 pub use service::Idempotency;
 pub use settings::Lapse;
+pub use key::{Key, KeyError};
 pub use store::{Store, StoreError, StoreErrorKind};
