@@ -2,6 +2,7 @@
 
 mod arm;
 mod body;
+pub mod client;
 pub mod encode;
 mod event;
 pub mod future;
@@ -9,7 +10,6 @@ mod handle;
 mod key;
 mod layer;
 mod problem;
-mod key;
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
 pub mod record;
@@ -22,11 +22,12 @@ mod store;
 
 pub use arm::{Arm, ArmError};
 pub use body::{RequestBody, ResponseBody};
+pub use client::{IdempotencyKey, IdempotencyKeyLayer};
 pub use event::Event;
 pub use handle::Handle;
+pub use key::{Key, KeyError};
 pub use layer::{Global, IdempotencyLayer, Scope};
 pub use recover::Recovered;
 pub use service::Idempotency;
 pub use settings::Lapse;
-pub use key::{Key, KeyError};
 pub use store::{Store, StoreError, StoreErrorKind};

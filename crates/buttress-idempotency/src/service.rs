@@ -86,7 +86,7 @@ where
             service: mem::replace(&mut self.inner, clone),
             parts,
             body,
-                };
+        };
         let (reply, answer) = oneshot::channel();
         let cut = self.shared.cut.clone();
         let task = self.shared.tasks.spawn(async move {
