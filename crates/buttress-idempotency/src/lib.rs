@@ -1,4 +1,88 @@
-//! Do a request once, however often it is sent.
+//! Do a request once, however often it is sent: on the server that does it, and on the client that sends it.
+//!
+//! # Example
+//!
+//! A server that takes payments. Whose key it is, is whoever the request says; the store here is one of your own:
+//!
+//! ```
+//! use buttress_idempotency::{IdempotencyLayer, RequestBody, Store};
+//! use bytes::Bytes;
+//! use http::{Request, Response, request::Parts};
+//! use http_body_util::{BodyExt, Full};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! /// The account that a request is of. Who has none is refused.
+//! fn account(parts: &Parts) -> Option<String> {
+//!     let account = parts.headers.get("x-account")?;
+//!     account.to_str().ok().map(Into::into)
+//! }
+//!
+//! async fn serve(
+//!     store: impl Store + Clone,
+//!     request: Request<Full<Bytes>>,
+//! ) -> Result<u16, std::convert::Infallible> {
+//!     let payments = ServiceBuilder::new()
+//!         .layer(IdempotencyLayer::new(store, account).required())
+//!         .service_fn(async |request: Request<RequestBody<Full<Bytes>>>| {
+//!             let order = request.into_body().collect().await?.to_bytes();
+//!             // It is paid here, once.
+//!             Ok::<_, std::convert::Infallible>(Response::new(Full::new(order)))
+//!         });
+//!     Ok(payments.oneshot(request).await?.status().as_u16())
+//! }
+//! ```
+//!
+//! For clients see [`IdempotencyKeyLayer`].
+//!
+//! # What a duplicate gets
+//!
+//! | the first request | the duplicate gets |
+//! |---|---|
+//! | is running | 409 `idempotency-in-flight` with `Retry-After`; or it [waits](IdempotencyLayer::wait) |
+//! | has been answered | the same answer, with `Idempotency-Replayed: true` |
+//! | was another request | 422 `idempotency-key-reused` |
+//! | was refused by a layer below, or answered with 408, 425 or 429 | a run of its own |
+//! | was cut off, panicked, or was not heard of for a lease | 409 `idempotency-outcome-unknown`, until somebody [says](Handle::settle) or [knows](IdempotencyLayer::recover) what came of it; or it is [run again](Lapse::Rerun) |
+//!
+//! Without a key where one is [required](IdempotencyLayer::required), or with one that is none, it is 400; without anybody
+//! whose key it is, 403; while the store is down, 503. All of these are problems of RFC 9457 with a `code`.
+//!
+//! # Defaults
+//!
+//! | knob | default | from |
+//! |---|---|---|
+//! | [`ttl`](IdempotencyLayer::ttl) | 24 hours | Stripe, and most others |
+//! | [`lease`](IdempotencyLayer::lease) | 30 s, renewed every 10 s for 10 minutes at most ([`ceiling`](IdempotencyLayer::ceiling)) | leases of 10 s without renewal run things twice |
+//! | [`methods`](IdempotencyLayer::methods) | POST and PATCH | draft-ietf-httpapi-idempotency-key-header-07 |
+//! | [`required`](IdempotencyLayer::required), [`wait`](IdempotencyLayer::wait), [`explicit_arm`](IdempotencyLayer::explicit_arm), [`release_5xx`](IdempotencyLayer::release_5xx), [`fail_open`](IdempotencyLayer::fail_open) | off | |
+//! | [`max_response`](IdempotencyLayer::max_response) | 1 MiB; a larger one is replayed without its body | |
+//! | replayed headers | `content-*`, `location`, `etag`, `link`, and [others](IdempotencyLayer::replay_header) by choice; never `set-cookie`, credentials, `date` and those of a connection | |
+//! | [`store_timeout`](IdempotencyLayer::store_timeout) | 2 s | |
+//!
+//! # State
+//!
+//! It is in the store. The layer has the runs of this process: all services that it makes share them, with their clones.
+//!
+//! # Errors
+//!
+//! Those of the service below, as they are. What the layer itself refuses is a response. It takes an error for a refusal, by
+//! which nothing was done, if it is a [`Rejected`](buttress_core::Rejected) or a box with one inside; of any other the
+//! outcome is unknown.
+//!
+//! # Cancellation
+//!
+//! A request with a key runs apart from its connection, in a task of tokio: it goes on when its future is dropped, and its
+//! answer is kept. [`Handle::drain`] waits for those when a server ends. A request without a key is dropped as without this
+//! layer. A panic of the handler is passed on to whoever waits for the answer.
+//!
+//! # Order in a stack
+//!
+//! Below what answers refusals (`AnswerLayer`) and what says who asks, above limits and breakers: what those refuse frees the
+//! key. On a client above retries, so that all attempts carry the same key.
+//!
+//! # Promises
+//!
+//! What it promises in detail, with a number for each, is in [`promises`].
 
 mod arm;
 mod body;

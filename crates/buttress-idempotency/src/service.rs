@@ -86,6 +86,7 @@ where
             service: mem::replace(&mut self.inner, clone),
             parts,
             body,
+            key,
         };
         let (reply, answer) = oneshot::channel();
         let cut = self.shared.cut.clone();
