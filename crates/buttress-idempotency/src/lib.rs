@@ -93,6 +93,7 @@ pub mod future;
 mod handle;
 mod key;
 mod layer;
+mod policy;
 mod problem;
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
@@ -111,6 +112,7 @@ pub use event::Event;
 pub use handle::Handle;
 pub use key::{Key, KeyError};
 pub use layer::{Global, IdempotencyLayer, Scope};
+pub use policy::{Policy, Refusal};
 pub use recover::Recovered;
 pub use service::Idempotency;
 pub use settings::Lapse;
