@@ -385,3 +385,18 @@ async fn with_redirects_followed_above_it_no_origin_sees_the_key_of_another() ->
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn with_redirects_followed_below_it_the_key_goes_to_another_origin() -> Result {
+    // So says the documentation. If it is not true any more, that has to change.
+    let (first, second) = redirects(307).await?;
+    let service = ServiceBuilder::new()
+        .layer(IdempotencyKeyLayer::new())
+        .layer(FollowRedirectLayer::new())
+        .service(Client::builder(TokioExecutor::new()).build_http());
+    let request = Request::post(first.url()).body(String::new())?;
+    within(service.oneshot(request)).await?;
+    let keys = [first.seen(), second.seen()].map(|seen| key_on_the_wire(&seen[0]));
+    assert!(keys[0].is_some() && keys[0] == keys[1]);
+    Ok(())
+}
