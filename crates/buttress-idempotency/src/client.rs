@@ -34,6 +34,23 @@
 //!
 //! Values are marked as sensitive: `Debug` does not show them, and HTTP/2 keeps them out of its tables.
 //!
+//! # What it asks of the server
+//!
+//! That it knows keys. The retry layer takes a key for the server's word that two requests are done once, and sends again what
+//! may have been done; at a server that does not look at keys it is done twice. A client of several servers gives keys to
+//! those that know them:
+//!
+//! ```
+//! use buttress_idempotency::IdempotencyKeyLayer;
+//! use http::{Method, Request};
+//!
+//! let payments = |request: &Request<String>| {
+//!     request.uri().host() == Some("pay.example") && request.method() == Method::POST
+//! };
+//! let layer = IdempotencyKeyLayer::new().keyed(payments);
+//! # tower::Layer::layer(&layer, ());
+//! ```
+//!
 //! # Defaults
 //!
 //! | knob | default | from |
@@ -43,6 +60,10 @@
 //!
 //! The field is that of [draft-ietf-httpapi-idempotency-key-header-07], and its value a string: `"8e03978e-…"`, quotes
 //! included.
+//!
+//! # State
+//!
+//! There is none: all layers draw from the same numbers.
 //!
 //! # Errors
 //!
@@ -198,16 +219,7 @@ impl<K> IdempotencyKeyLayer<K> {
         self.keyed(Methods(methods.into_iter().collect()))
     }
 
-    /// Gives a key to the requests that this says; by default to POST and PATCH.
-    ///
-    /// ```
-    /// use buttress_idempotency::IdempotencyKeyLayer;
-    /// use http::Request;
-    ///
-    /// let payments = |request: &Request<String>| request.uri().path().starts_with("/payments");
-    /// let layer = IdempotencyKeyLayer::new().keyed(payments);
-    /// # tower::Layer::layer(&layer, ());
-    /// ```
+    /// Gives a key to the requests that this says; by default to POST and PATCH. See the [module](self) for an example.
     #[must_use]
     pub fn keyed<F>(self, keyed: F) -> IdempotencyKeyLayer<F> {
         IdempotencyKeyLayer {
