@@ -91,7 +91,15 @@ where
                 StateProj::Waiting(waiting, timer) => (waiting, timer),
             };
             let waits = waiting.as_mut().expect("it was polled after its end");
-            while let Some(until) = waits.grant.poll(cx.waker()) {
+            loop {
+                let until = match waits.grant.poll(cx.waker()) {
+                    Ok(Some(until)) => until,
+                    Ok(None) => break,
+                    Err(refused) => {
+                        *waiting = None;
+                        return Poll::Ready(Err(refused));
+                    }
+                };
                 let left = until.saturating_duration_since(clock::now());
                 timer.set(Some(sleep(left)));
                 if let Some(timer) = timer.as_mut().as_pin_mut() {

@@ -23,7 +23,8 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn poll(&mut self, limiter: &Arc<Limiter>, cx: &mut Context<'_>) -> Poll<()> {
         let grant = self.grant.get_or_insert_with(|| limiter.join());
-        while let Some(until) = grant.poll(cx.waker()) {
+        // It costs one token, and no quota holds less.
+        while let Ok(Some(until)) = grant.poll(cx.waker()) {
             let left = until.saturating_duration_since(clock::now());
             let timer = self.timer.insert(Box::pin(sleep(left)));
             if timer.as_mut().poll(cx).is_pending() {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, task::Waker, time::Duration};
 
 use buttress_core::{
-    LimitReport,
+    BoxError, LimitReport,
     clock::{self, Instant},
     sync::wake,
 };
@@ -42,24 +42,36 @@ impl Grant {
         }
     }
 
-    /// The moment to look again; nothing if the tokens are there.
-    pub(crate) fn poll(&mut self, waker: &Waker) -> Option<Instant> {
-        let ticket = self.ticket?;
+    /// The moment to look again; nothing if the tokens are there. An error if they never will be, by a quota that was changed.
+    pub(crate) fn poll(&mut self, waker: &Waker) -> Result<Option<Instant>, BoxError> {
+        let Some(ticket) = self.ticket else {
+            return Ok(None);
+        };
         let (mut mine, mut old) = (waker.clone(), Waker::noop().clone());
         let due = self.limiter.step(self.tag, |buckets, line, now| {
+            if line.was_turned_away(ticket) {
+                return None;
+            }
             // Whoever looks need not be woken.
             line.wait(ticket, &mut old, buckets, now);
             let woken = line.advance(buckets, now);
-            (line.wait(ticket, &mut mine, buckets, now), woken)
+            Some((line.wait(ticket, &mut mine, buckets, now), woken))
         });
-        let due = due.and_then(|(due, woken)| {
-            woken.into_iter().for_each(wake);
-            due
-        });
+        let due = match due {
+            Some(Some((due, woken))) => {
+                woken.into_iter().for_each(wake);
+                due
+            }
+            Some(None) => {
+                self.open = false;
+                return Err(self.limiter.turn_away(self.tag, self.cost));
+            }
+            None => None,
+        };
         if due.is_none() {
             self.ticket = None;
         }
-        due.map(|due| self.limiter.moment(due))
+        Ok(due.map(|due| self.limiter.moment(due)))
     }
 
     /// Are the tokens there?

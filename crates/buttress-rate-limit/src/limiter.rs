@@ -415,12 +415,12 @@ impl Limiter {
             *own = new;
         }
         if narrow {
-            let ask = if line.len() > 0 { ASK } else { 0 };
+            let ask = if line.is_deserted() { 0 } else { ASK };
             let full = u64::try_from(one[0]).map_or(ASK - 1, |full| full.min(ASK - 1));
             // Release: whoever reads it sees what was changed under the lock before.
             word.store(full | ask, Ordering::Release);
         }
-        if line.len() > 0 {
+        if !line.is_deserted() {
             lines.insert(place, line);
         }
         (done, woken)
@@ -473,6 +473,30 @@ impl Limiter {
     pub(crate) fn report_of_word(&self, report: &LimitReport, full: u64, since: Instant) {
         let standing = Standing::by_word(&self.pace.load(), full, self.nanos(since));
         report.add(self.limit(&standing));
+    }
+
+    /// Refuses a call that has waited until a quota was changed, and costs more than that holds.
+    pub(crate) fn turn_away(&self, tag: u64, cost: u64) -> BoxError {
+        let standing = self.step(tag, |buckets, _, now| {
+            let denied = buckets.wait(now, 0, cost).map_err(|denial| denial.quota);
+            let quota = denied.err().unwrap_or_else(|| buckets.fewest(now));
+            Standing::of(buckets, quota, now)
+        });
+        let standing = standing.unwrap_or(Standing {
+            quota: 0,
+            own: None,
+            left: 0,
+            reset: Duration::ZERO,
+        });
+        let ask = Ask {
+            tag,
+            cost,
+            quota: None,
+            key: &|| None,
+            due: &|| None,
+            report: &|| None,
+        };
+        self.refuse(&ask, Denied::Forever, &standing)
     }
 
     pub(crate) fn admitted(&self, cost: u64, waited: impl FnOnce() -> Duration) {

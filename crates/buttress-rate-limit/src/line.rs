@@ -10,6 +10,8 @@ pub(crate) struct Line {
     waiting: VecDeque<Waiter>,
     /// What they all wait for.
     cost: u128,
+    /// Who has waited for more than there is by now, and does not know it yet.
+    turned_away: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -26,6 +28,19 @@ struct Waiter {
 impl Line {
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Is there nobody left, neither one who waits nor one who is still to be told?
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.waiting.is_empty() && self.turned_away.is_empty()
+    }
+
+    /// Was the ticket's holder turned away, since he asks for more than there is by now? He is told once.
+    pub(crate) fn was_turned_away(&mut self, ticket: u64) -> bool {
+        let place = self.turned_away.iter().position(|other| *other == ticket);
+        place
+            .map(|place| self.turned_away.swap_remove(place))
+            .is_some()
     }
 
     /// What those who wait are waiting for.
@@ -47,6 +62,9 @@ impl Line {
 
     /// Leaves the line before one's turn. Returns the waker, or nothing if one's turn has come.
     pub(crate) fn leave(&mut self, ticket: u64) -> Option<Waker> {
+        if self.was_turned_away(ticket) {
+            return Some(Waker::noop().clone());
+        }
         let place = self.place(ticket)?;
         let left = self.waiting.remove(place)?;
         self.cost -= u128::from(left.cost);
@@ -101,18 +119,22 @@ impl Line {
         woken
     }
 
-    /// Reckons anew when everybody's turn will come, and returns them all: they have to look again.
+    /// Reckons anew when everybody's turn will come, and returns them all: they have to look again. Who asks for more than
+    /// there is now is turned away, and in nobody's way.
     pub(crate) fn reckon(&mut self, buckets: &Buckets<'_>, now: u64) -> Vec<Waker> {
-        let mut ahead = 0;
-        for waiter in &mut self.waiting {
-            waiter.due = match buckets.wait(now, ahead, waiter.cost) {
-                Ok((_, wait)) => after(now, wait),
-                // It asks for more than there is now: it is there until it goes away.
-                Err(_) => u64::MAX,
+        let woken = self.waiting.iter_mut().map(Waiter::take_waker).collect();
+        let (mut ahead, turned_away) = (0, &mut self.turned_away);
+        self.waiting.retain_mut(|waiter| {
+            let Ok((_, wait)) = buckets.wait(now, ahead, waiter.cost) else {
+                turned_away.push(waiter.ticket);
+                return false;
             };
+            waiter.due = after(now, wait);
             ahead += u128::from(waiter.cost);
-        }
-        self.waiting.iter_mut().map(Waiter::take_waker).collect()
+            true
+        });
+        self.cost = ahead;
+        woken
     }
 
     fn place(&self, ticket: u64) -> Option<usize> {

@@ -736,3 +736,46 @@ async fn a_handle_for_a_key_where_there_are_none_is_for_all() {
         assert_eq!((nobody.remaining(), nobody.keys()), (4, 0));
     }
 }
+
+// promises: RL-4, RL-7, RL-23
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_more_than_a_new_quota_holds_is_refused_and_in_nobodys_way() {
+    for new in [per_second(10, 5), per_second(997, 5)] {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sink = log.clone();
+        let layer = RateLimitLayer::new(per_second(10, 10))
+            .max_wait(Duration::from_secs(5))
+            .cost(|cost: &u64| *cost)
+            .on_event(move |event| sink.lock().unwrap().push(event.clone()));
+        let (service, handle) = (layer.layer(Backend::new()), layer.handle());
+        service.clone().oneshot(10).await.unwrap();
+        let mut large = task::spawn(service.clone().oneshot(10));
+        assert_pending!(large.poll());
+        let mut gone = task::spawn(service.clone().oneshot(6));
+        assert_pending!(gone.poll());
+        let mut behind = task::spawn(service.clone().oneshot(1));
+        assert_pending!(behind.poll());
+        assert!(handle.set_quota(0, new));
+        assert_eq!(handle.waiters(), 1);
+        drop(gone);
+        assert!(large.is_woken());
+        let refused = refusal(assert_ready!(large.poll()));
+        assert_eq!(refused.retry_after(), None);
+        assert_eq!(refused.reason(), "it costs more than a burst holds");
+        assert_pending!(behind.poll());
+        advance(millis(101)).await;
+        assert!(behind.is_woken());
+        assert_ready!(behind.poll()).unwrap();
+        // They have left nothing behind.
+        assert_eq!(handle.waiters(), 0);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(handle.remaining(), 5);
+        let told = log.lock().unwrap();
+        let too_large = |event: &Event| {
+            let reason = Reason::TooLarge;
+            matches!(event, Event::Refused { reason: why, cost: 10, .. } if *why == reason)
+        };
+        assert_eq!(told.iter().filter(|event| too_large(event)).count(), 1);
+        assert_eq!(told.len(), 4, "one for each call");
+    }
+}
