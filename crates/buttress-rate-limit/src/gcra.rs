@@ -99,7 +99,8 @@ impl Rate {
     /// How long until one more token is there; zero if the bucket is full.
     pub(crate) fn next(&self, full: u128, now: u128) -> Duration {
         let taken = full.saturating_sub(now);
-        let last = self.capacity - self.token;
+        // A rate of words that is being changed may be of two: whoever reports it then says what is neither, at worst.
+        let last = self.capacity.saturating_sub(self.token);
         self.duration(if taken > last {
             taken - last
         } else {

@@ -812,6 +812,21 @@ mod tests {
         }
     }
 
+    // promises: RL-4, RL-23
+    #[tokio::test(start_paused = true)]
+    async fn a_report_amid_a_change_of_the_quota_does_not_panic() {
+        let limiter = limiter(&[per_second(10, 5)]);
+        let since = clock::now();
+        let full = limiter.pass(SHARED, 1, since).unwrap();
+        // The token is the new quota's already, and the capacity the old one's still.
+        let days = Rate::new(Quota::per_day(NonZeroU32::MIN), Duration::ZERO);
+        let token = u64::try_from(days.token).unwrap();
+        limiter.pace.token.store(token, Ordering::Release);
+        let report = LimitReport::default();
+        limiter.report_of_word(&report, full, since);
+        assert_eq!(report.take().len(), 1);
+    }
+
     // promise: RL-5
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_steps_back_gives_nothing_and_has_nobody_wait_for_longer_than_a_bucket_takes()
