@@ -779,3 +779,18 @@ async fn who_asks_for_more_than_a_new_quota_holds_is_refused_and_in_nobodys_way(
         assert_eq!(told.len(), 4, "one for each call");
     }
 }
+
+// promises: RL-1, RL-10
+#[tokio::test(start_paused = true)]
+async fn what_has_come_back_long_ago_is_not_given_back_once_more() {
+    let layer = RateLimitLayer::new(per_second(10, 1)).backpressure();
+    let service = layer.layer(Backend::new());
+    let mut held = service.clone();
+    held.ready().await.unwrap();
+    advance(Duration::from_mins(1)).await;
+    let mut other = service.clone();
+    other.ready().await.unwrap().call(0).await.unwrap();
+    drop(held);
+    let second = other.ready().now_or_never();
+    assert!(second.is_none(), "no time has passed since the first call");
+}
