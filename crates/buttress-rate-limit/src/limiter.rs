@@ -233,8 +233,11 @@ impl Limiter {
         let shares = place == self.table.shared();
         locked.last_ticket += 1;
         let ticket = locked.last_ticket;
-        let own = ask.quota.filter(|_| !shares);
-        let own = own.map(|quota| self.settings.terms(0, quota));
+        // Who has no quota of his own has that of the layer, which may have been changed.
+        let own = (self.settings.own_quotas && !shares).then(|| match ask.quota {
+            Some(quota) => self.settings.terms(0, quota),
+            None => locked.terms[0],
+        });
         let done = self.act(&mut locked, place, |buckets, line, now| {
             let left = due.map(|due| due.saturating_duration_since(self.moment(now)));
             let longest = left.unwrap_or(Duration::MAX).min(self.settings.max_wait);

@@ -10,7 +10,7 @@ use std::{
 
 use allocation_counter::measure;
 use buttress_core::BoxError;
-use buttress_rate_limit::{Event, Quota, RateLimitLayer};
+use buttress_rate_limit::{Event, Quota, QuotaOf, RateLimitLayer};
 use futures_util::FutureExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use support::*;
@@ -348,4 +348,33 @@ async fn a_quota_of_any_form_can_be_changed_to_one_of_any_other() {
             }
         }
     }
+}
+
+/// Only odd keys have a quota of their own.
+#[derive(Clone)]
+struct Odd;
+
+impl QuotaOf<u64> for Odd {
+    fn quota_of(&self, key: &u64) -> Option<Quota> {
+        (key % 2 == 1).then_some(per_second(100, 100))
+    }
+}
+
+// promises: RL-21, RL-23
+#[tokio::test(start_paused = true)]
+async fn a_key_without_a_quota_of_its_own_has_the_layers_of_today() {
+    let layer = RateLimitLayer::new(per_second(1, 5))
+        .by_key(|key: &u64| *key)
+        .quota(Odd)
+        .refuse();
+    let (mut service, handle) = (layer.layer(nothing()), layer.handle());
+    for key in [1, 2] {
+        assert!(admits(&mut service, key));
+    }
+    assert!(handle.set_quota(0, per_second(10, 20)));
+    for key in [1, 2] {
+        assert!(admits(&mut service, key));
+    }
+    assert_eq!(handle.of(&1_u64).remaining(), 98);
+    assert_eq!(handle.of(&2_u64).remaining(), 18);
 }
