@@ -134,6 +134,14 @@ impl<'a> Buckets<'a> {
         }
     }
 
+    /// When everything that was taken has come back.
+    pub(crate) fn full_at(&self, now: u64) -> u64 {
+        let full_at = |(Terms { rate, .. }, full): (&Terms, u128)| {
+            after(now, rate.duration(full.saturating_sub(rate.units(now))))
+        };
+        self.each().map(full_at).max().unwrap_or(now)
+    }
+
     /// The quota of which the fewest tokens can be taken at once.
     pub(crate) fn fewest(&self, now: u64) -> usize {
         let left = self

@@ -8,7 +8,7 @@ use buttress_core::{
     sync::wake,
 };
 
-use crate::{Event, limiter::Limiter};
+use crate::{Event, limiter::Limiter, line::Fate};
 
 /// The tokens of one call, or its place in the line. Dropped before they are [spent](Self::spend), they are given back.
 #[derive(Debug)]
@@ -17,10 +17,17 @@ pub(crate) struct Grant {
     /// Whose bucket it is.
     tag: u64,
     cost: u64,
-    /// Nothing once its turn has come.
-    ticket: Option<u64>,
+    state: State,
     since: Instant,
     open: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// It holds this ticket, and has not heard that its turn has come.
+    Waits(u64),
+    /// It has its tokens, which will have come back by then: from then on there is nothing to give back.
+    Has { back_at: u64 },
 }
 
 impl Grant {
@@ -36,7 +43,7 @@ impl Grant {
             limiter,
             tag,
             cost,
-            ticket: Some(ticket),
+            state: State::Waits(ticket),
             since,
             open: true,
         }
@@ -44,39 +51,40 @@ impl Grant {
 
     /// The moment to look again; nothing if the tokens are there. An error if they never will be, by a quota that was changed.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Result<Option<Instant>, BoxError> {
-        let Some(ticket) = self.ticket else {
+        let State::Waits(ticket) = self.state else {
             return Ok(None);
         };
         let (mut mine, mut old) = (waker.clone(), Waker::noop().clone());
-        let due = self.limiter.step(self.tag, |buckets, line, now| {
-            if line.was_turned_away(ticket) {
-                return None;
-            }
+        let looked = self.limiter.step(self.tag, |buckets, line, now| {
             // Whoever looks need not be woken.
             line.wait(ticket, &mut old, buckets, now);
             let woken = line.advance(buckets, now);
-            Some((line.wait(ticket, &mut mine, buckets, now), woken))
+            let due = line.wait(ticket, &mut mine, buckets, now);
+            (due, line.fate(ticket), woken)
         });
-        let due = match due {
-            Some(Some((due, woken))) => {
-                woken.into_iter().for_each(wake);
-                due
-            }
-            Some(None) => {
+        let (due, fate, woken) = looked.unwrap_or_default();
+        woken.into_iter().for_each(wake);
+        match (due, fate) {
+            (Some(due), _) => Ok(Some(self.limiter.moment(due))),
+            (None, Some(Fate::TurnedAway)) => {
                 self.open = false;
-                return Err(self.limiter.turn_away(self.tag, self.cost));
+                Err(self.limiter.turn_away(self.tag, self.cost))
             }
-            None => None,
-        };
-        if due.is_none() {
-            self.ticket = None;
+            (None, Some(Fate::Granted { back_at })) => {
+                self.state = State::Has { back_at };
+                Ok(None)
+            }
+            // A place is not given to another key before everybody there knows his fate.
+            (None, None) => {
+                self.state = State::Has { back_at: 0 };
+                Ok(None)
+            }
         }
-        Ok(due.map(|due| self.limiter.moment(due)))
     }
 
     /// Are the tokens there?
     pub(crate) fn is_granted(&self) -> bool {
-        self.ticket.is_none()
+        matches!(self.state, State::Has { .. })
     }
 
     /// The call is made.
@@ -100,11 +108,16 @@ impl Drop for Grant {
         if !self.open {
             return;
         }
-        let (ticket, cost) = (self.ticket, self.cost);
+        let (state, cost) = (self.state, self.cost);
         // If there is no bucket any more, it was full, and has all its tokens.
         let _waker = self.limiter.step(self.tag, |buckets, line, now| {
-            let left = ticket.and_then(|ticket| line.leave(ticket));
-            if left.is_none() {
+            let (left, fate) = match state {
+                State::Waits(ticket) => (line.leave(ticket), line.fate(ticket)),
+                State::Has { back_at } => (None, Some(Fate::Granted { back_at })),
+            };
+            if let Some(Fate::Granted { back_at }) = fate
+                && now < back_at
+            {
                 buckets.give_back(now, cost);
             }
             left

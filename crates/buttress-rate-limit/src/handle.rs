@@ -74,7 +74,8 @@ impl Handle {
     }
 
     /// Puts right what a call was charged, when it has turned out to cost something else. It may have cost more than there
-    /// is: nobody is let through then until that is paid back.
+    /// is: nobody is let through then until that is paid back. Settle soon: what was reserved long ago has come back by
+    /// itself, and would be given back twice.
     pub fn settle(&self, reserved: u64, used: u64) {
         self.limiter.settle(self.tag, reserved, used);
     }

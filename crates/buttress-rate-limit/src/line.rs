@@ -10,8 +10,17 @@ pub(crate) struct Line {
     waiting: VecDeque<Waiter>,
     /// What they all wait for.
     cost: u128,
-    /// Who has waited for more than there is by now, and does not know it yet.
-    turned_away: Vec<u64>,
+    /// Who waits no more, and does not know it yet.
+    fates: Vec<(u64, Fate)>,
+}
+
+/// What has become of one who has waited.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fate {
+    /// His turn came, and what he was given will have come back by then.
+    Granted { back_at: u64 },
+    /// He asks for more than there is by now.
+    TurnedAway,
 }
 
 #[derive(Debug)]
@@ -32,15 +41,13 @@ impl Line {
 
     /// Is there nobody left, neither one who waits nor one who is still to be told?
     pub(crate) fn is_deserted(&self) -> bool {
-        self.waiting.is_empty() && self.turned_away.is_empty()
+        self.waiting.is_empty() && self.fates.is_empty()
     }
 
-    /// Was the ticket's holder turned away, since he asks for more than there is by now? He is told once.
-    pub(crate) fn was_turned_away(&mut self, ticket: u64) -> bool {
-        let place = self.turned_away.iter().position(|other| *other == ticket);
-        place
-            .map(|place| self.turned_away.swap_remove(place))
-            .is_some()
+    /// What has become of a ticket's holder, if he waits no more. He is told once.
+    pub(crate) fn fate(&mut self, ticket: u64) -> Option<Fate> {
+        let place = self.fates.iter().position(|(other, _)| *other == ticket)?;
+        Some(self.fates.swap_remove(place).1)
     }
 
     /// What those who wait are waiting for.
@@ -62,9 +69,6 @@ impl Line {
 
     /// Leaves the line before one's turn. Returns the waker, or nothing if one's turn has come.
     pub(crate) fn leave(&mut self, ticket: u64) -> Option<Waker> {
-        if self.was_turned_away(ticket) {
-            return Some(Waker::noop().clone());
-        }
         let place = self.place(ticket)?;
         let left = self.waiting.remove(place)?;
         self.cost -= u128::from(left.cost);
@@ -107,6 +111,8 @@ impl Line {
         while let Some(first) = self.waiting.front_mut() {
             let Err(denial) = buckets.take(now, first.cost) else {
                 self.cost -= u128::from(first.cost);
+                let back_at = buckets.full_at(now);
+                self.fates.push((first.ticket, Fate::Granted { back_at }));
                 woken.extend(self.waiting.pop_front().map(|waiter| waiter.waker));
                 continue;
             };
@@ -123,10 +129,10 @@ impl Line {
     /// there is now is turned away, and in nobody's way.
     pub(crate) fn reckon(&mut self, buckets: &Buckets<'_>, now: u64) -> Vec<Waker> {
         let woken = self.waiting.iter_mut().map(Waiter::take_waker).collect();
-        let (mut ahead, turned_away) = (0, &mut self.turned_away);
+        let (mut ahead, fates) = (0, &mut self.fates);
         self.waiting.retain_mut(|waiter| {
             let Ok((_, wait)) = buckets.wait(now, ahead, waiter.cost) else {
-                turned_away.push(waiter.ticket);
+                fates.push((waiter.ticket, Fate::TurnedAway));
                 return false;
             };
             waiter.due = after(now, wait);
