@@ -97,6 +97,7 @@ mod policy;
 mod problem;
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
+mod memory;
 pub mod record;
 mod recover;
 mod run;
@@ -104,6 +105,8 @@ mod service;
 mod settings;
 mod shared;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use arm::{Arm, ArmError};
 pub use body::{RequestBody, ResponseBody};
@@ -112,6 +115,7 @@ pub use event::Event;
 pub use handle::Handle;
 pub use key::{Key, KeyError};
 pub use layer::{Global, IdempotencyLayer, Scope};
+pub use memory::MemoryStore;
 pub use policy::{Policy, Refusal};
 pub use recover::Recovered;
 pub use service::Idempotency;

@@ -508,6 +508,10 @@ mod tests {
         }
     }
 
+    fn just_short_of(time: Duration) -> Duration {
+        time.saturating_sub(MS)
+    }
+
     fn claim(token: Token) -> Claim {
         Claim {
             head: HeadPrint([1; 32]),
@@ -568,7 +572,7 @@ mod tests {
     #[test]
     fn who_comes_first_wins_and_the_others_are_told_for_how_long_he_is_at_it() {
         let mut desk = Desk::claimed(true);
-        desk.pass(LEASE - MS);
+        desk.pass(just_short_of(LEASE));
         let lease_left = MS;
         assert_eq!(desk.claim(claim(BOB)), Answer::InFlight { lease_left });
     }
@@ -622,7 +626,7 @@ mod tests {
     fn heartbeats_keep_the_lease() {
         let mut desk = Desk::claimed(true);
         for _ in 0..10 {
-            desk.pass(LEASE - MS);
+            desk.pass(just_short_of(LEASE));
             assert!(desk.accepts(&heartbeat(ALICE)));
             let lease_left = LEASE;
             assert_eq!(desk.claim(claim(BOB)), Answer::InFlight { lease_left });
@@ -676,7 +680,7 @@ mod tests {
     #[test]
     fn a_lapse_before_it_was_armed_frees_the_key() {
         let mut desk = Desk::claimed(false);
-        desk.pass(LEASE - MS);
+        desk.pass(just_short_of(LEASE));
         assert!(desk.state().is_some());
         desk.pass(MS);
         assert_eq!(desk.state(), None);
@@ -710,7 +714,7 @@ mod tests {
         assert_eq!(desk.state(), None);
 
         let mut desk = Desk::claimed(false);
-        desk.pass(LEASE - MS);
+        desk.pass(just_short_of(LEASE));
         assert!(desk.accepts(&Op::Arm { token: ALICE }));
         desk.pass(MS);
         assert!(desk.is_unknown());
@@ -766,7 +770,7 @@ mod tests {
         let mut desk = Desk::claimed(true);
         desk.pass(LEASE / 2);
         assert!(desk.accepts(&complete(ALICE, 200)));
-        desk.pass(TTL - MS);
+        desk.pass(just_short_of(TTL));
         assert_eq!(desk.claim(claim(BOB)), Answer::Done(completion(200)));
         desk.pass(MS);
         assert!(matches!(desk.claim(claim(BOB)), Answer::Won { .. }));
@@ -775,7 +779,7 @@ mod tests {
     #[test]
     fn an_unknown_outcome_is_known_to_be_so_until_the_record_expires() {
         let mut desk = Desk::claimed(true);
-        desk.pass(TTL - MS);
+        desk.pass(just_short_of(TTL));
         assert!(desk.is_unknown());
         desk.pass(MS);
         assert_eq!(desk.state(), None);
@@ -791,10 +795,10 @@ mod tests {
         };
         assert!(desk.accepts(&Op::Release { token: ALICE }));
         assert!(matches!(desk.claim(long), Answer::Won { .. }));
-        desk.pass(TTL * 2 - MS);
+        desk.pass(just_short_of(TTL * 2));
         assert_eq!(desk.claim(claim(BOB)), Answer::InFlight { lease_left: MS });
         assert!(desk.accepts(&complete(ALICE, 200)));
-        desk.pass(TTL - MS);
+        desk.pass(just_short_of(TTL));
         assert_eq!(desk.claim(claim(BOB)), Answer::Done(completion(200)));
     }
 
