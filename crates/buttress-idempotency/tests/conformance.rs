@@ -74,6 +74,30 @@ async fn the_memory_store_passes_the_suite() {
     testing::conformance(memory()).await;
 }
 
+/// A store on the clock of the layers.
+struct Paused(MemoryStore);
+
+impl Subject for Paused {
+    type Store = MemoryStore;
+
+    fn store(&self) -> &MemoryStore {
+        &self.0
+    }
+
+    async fn pass(&self, time: Duration) {
+        tokio::time::advance(time).await;
+    }
+
+    fn tick(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_store_goes_by_the_clock_of_the_layers() {
+    testing::conformance(Paused(MemoryStore::new())).await;
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flaw {
     None,
