@@ -11,8 +11,8 @@ use http::{HeaderName, Method, request::Parts};
 use tower_layer::Layer;
 
 use crate::{
-    Event, Handle, Idempotency, Lapse, Recovered, Store, recover::Recover, settings::Settings,
-    shared::Shared,
+    Event, Handle, Idempotency, Lapse, Policy, Recovered, Store, recover::Recover,
+    settings::Settings, shared::Shared,
 };
 
 /// Does a request with an `Idempotency-Key` once, and answers it again as often as it comes. See the [crate docs](crate) for
@@ -184,6 +184,12 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
     #[must_use]
     pub fn on_event(self, sink: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.change(|settings| settings.events.add(sink))
+    }
+
+    /// What this layer does with keys, to be published. Set everything else first.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.settings.policy()
     }
 
     /// What the operator needs. Set everything else first.

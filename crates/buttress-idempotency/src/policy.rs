@@ -67,6 +67,8 @@ pub enum Refusal {
     Missing,
     /// 400: what it has is no key.
     Invalid,
+    /// 403: nobody knows whose key it is.
+    NoScope,
     /// 409: a request with this key is under way.
     InFlight,
     /// 409: nobody knows what came of the request with this key.
@@ -81,9 +83,10 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, in the order of their statuses.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Missing,
         Self::Invalid,
+        Self::NoScope,
         Self::InFlight,
         Self::OutcomeUnknown,
         Self::Mismatch,
@@ -96,6 +99,7 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Self::Missing | Self::Invalid => StatusCode::BAD_REQUEST,
+            Self::NoScope => StatusCode::FORBIDDEN,
             Self::InFlight | Self::OutcomeUnknown => StatusCode::CONFLICT,
             Self::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooManyKeys => StatusCode::TOO_MANY_REQUESTS,
@@ -109,11 +113,12 @@ impl Refusal {
         match self {
             Self::Missing => "idempotency-key-missing",
             Self::Invalid => "idempotency-key-invalid",
-            Self::InFlight => "idempotency-key-in-flight",
+            Self::NoScope => "idempotency-scope-missing",
+            Self::InFlight => "idempotency-in-flight",
             Self::OutcomeUnknown => "idempotency-outcome-unknown",
             Self::Mismatch => "idempotency-key-reused",
             Self::TooManyKeys => "idempotency-too-many-keys",
-            Self::StoreDown => "idempotency-unavailable",
+            Self::StoreDown => "idempotency-store-unavailable",
         }
     }
 
@@ -123,6 +128,7 @@ impl Refusal {
         match self {
             Self::Missing => "The request has no Idempotency-Key, and must have one.",
             Self::Invalid => "The Idempotency-Key is not a valid key.",
+            Self::NoScope => "It is not known whose Idempotency-Key this is.",
             Self::InFlight => "A request with this Idempotency-Key is under way.",
             Self::OutcomeUnknown => {
                 "It is not known what came of the request with this Idempotency-Key."
@@ -139,6 +145,7 @@ impl Refusal {
         match self {
             Self::Missing => "Send it with a key.",
             Self::Invalid => "Send it with one valid key.",
+            Self::NoScope => "Say who you are.",
             Self::InFlight | Self::StoreDown => {
                 "Wait as long as Retry-After says, and send it again with the same key."
             }

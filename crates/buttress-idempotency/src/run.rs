@@ -13,7 +13,7 @@ use tokio::{
 use tower_service::Service;
 
 use crate::{
-    Event, Store, StoreErrorKind,
+    Event, Refusal, Store, StoreErrorKind,
     arm::Arm,
     body::{self, Piece, Reading, RequestBody, ResponseBody},
     problem::Problem,
@@ -96,7 +96,7 @@ where
                 }
                 Ok(Answer::Mismatch) => {
                     self.shared.emit(&Event::Mismatch);
-                    Problem::Mismatch
+                    Problem::Refused(Refusal::Mismatch)
                 }
                 Ok(Answer::Unknown) => {
                     match recover(&self.shared, &self.key, self.parts.clone()).await {
@@ -108,7 +108,7 @@ where
                         Some(_) => continue,
                         None => {
                             self.shared.emit(&Event::OutcomeUnknown);
-                            Problem::OutcomeUnknown
+                            Problem::Refused(Refusal::OutcomeUnknown)
                         }
                     }
                 }
@@ -222,7 +222,7 @@ where
     async fn replay(self, completion: Completion) -> Response<ResponseBody<RB>> {
         if !matches!(body::is_of(self.body, completion.body).await, Ok(true)) {
             self.shared.emit(&Event::Mismatch);
-            let response = Problem::Mismatch.response(&self.shared.settings);
+            let response = Problem::Refused(Refusal::Mismatch).response(&self.shared.settings);
             return response.map(ResponseBody::whole);
         }
         self.shared.emit(&Event::Replayed);

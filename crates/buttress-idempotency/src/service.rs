@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use crate::{
-    Event, Key, RequestBody, Scope, Store, future::ResponseFuture, problem::Problem,
+    Event, Key, Refusal, RequestBody, Scope, Store, future::ResponseFuture, problem::Problem,
     record::RecordKey, run::Run, shared::Shared,
 };
 
@@ -63,14 +63,14 @@ where
         let problem = match Key::of(&parts.headers) {
             Ok(Some(key)) => match self.scope.scope(&parts) {
                 Some(scope) => Ok(RecordKey::new(scope, key.as_str())),
-                None => Err(Problem::NoScope),
+                None => Err(Problem::Refused(Refusal::NoScope)),
             },
-            Ok(None) if settings.required => Err(Problem::KeyMissing),
+            Ok(None) if settings.required => Err(Problem::Refused(Refusal::Missing)),
             Ok(None) => {
                 let request = Request::from_parts(parts, RequestBody::plain(body));
                 return ResponseFuture::passed(self.inner.call(request));
             }
-            Err(_) => Err(Problem::KeyInvalid),
+            Err(_) => Err(Problem::Refused(Refusal::Invalid)),
         };
         let key = match problem {
             Ok(key) => key,
@@ -96,7 +96,7 @@ where
                 () = cut.cancelled() => {}
             }
         });
-        let cut = Problem::OutcomeUnknown.response(settings);
+        let cut = Problem::Refused(Refusal::OutcomeUnknown).response(settings);
         ResponseFuture::running(answer, task, cut)
     }
 }

@@ -6,7 +6,7 @@ use buttress_core::{Events, Rejected};
 use bytes::Bytes;
 use http::{HeaderName, Method, Response, StatusCode, header, response};
 
-use crate::{Event, record::StoredResponse, recover::Recover};
+use crate::{Event, Policy, record::StoredResponse, recover::Recover};
 
 /// What becomes of a request whose key's earlier run has an unknown outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,19 @@ const NEVER: &[HeaderName] = &[
 ];
 
 impl Settings {
+    pub(crate) fn policy(&self) -> Policy {
+        let mut policy = Policy::default();
+        policy.methods.clone_from(&self.methods);
+        policy.required = self.required;
+        policy.ttl = self.ttl;
+        policy.wait = self.wait.unwrap_or_default();
+        policy.reruns = self.lapse == Lapse::Rerun;
+        policy.fails_open = self.fail_open;
+        policy.releases_5xx = self.release_5xx;
+        policy.response_limit = self.max_response as u64;
+        policy
+    }
+
     /// Is a response kept? Not one that says that the handler did not run, or that it should be asked again.
     pub(crate) fn is_kept<B>(&self, response: &Response<B>) -> bool {
         const AGAIN: &[StatusCode] = &[

@@ -739,6 +739,25 @@ async fn nobody_gets_what_is_somebody_elses() {
     assert!(!body.contains("secret-key"));
 }
 
+// promise: ID-26
+#[test]
+fn what_is_published_is_what_is_set() {
+    let layer = IdempotencyLayer::new(Records::new(), Global)
+        .required()
+        .methods([Method::POST])
+        .ttl(Duration::from_hours(72))
+        .wait(Duration::from_secs(5))
+        .on_lapse(Lapse::Rerun)
+        .max_response(4_096);
+    let policy: serde_json::Value = serde_json::from_str(&layer.policy().to_json()).unwrap();
+    assert_eq!(policy["required"], true);
+    assert_eq!(policy["methods"], serde_json::json!(["POST"]));
+    assert_eq!(policy["expires_after_seconds"], 72 * 3_600);
+    assert_eq!(policy["wait_seconds"], 5);
+    assert_eq!(policy["outcome_unknown"], "run again");
+    assert_eq!(policy["replay"]["body_limit_bytes"], 4_096);
+}
+
 // promise: ID-14
 #[test]
 fn its_error_is_that_of_the_service_below() {
