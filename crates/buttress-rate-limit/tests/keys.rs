@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use support::*;
 use tokio::time::advance;
+use tokio_test::task;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// The sizes of the specification, where somebody has asked for them, or else these.
@@ -377,4 +378,26 @@ async fn a_key_without_a_quota_of_its_own_has_the_layers_of_today() {
     }
     assert_eq!(handle.of(&1_u64).remaining(), 98);
     assert_eq!(handle.of(&2_u64).remaining(), 18);
+}
+
+// promises: RL-8, RL-21
+#[tokio::test(start_paused = true)]
+async fn who_waits_by_a_quota_of_his_own_is_woken_for_nobody_who_comes() {
+    let layer = RateLimitLayer::new(per_second(1, 1))
+        .by_key(|_: &u64| 1)
+        .quota(|_: &u64| per_second(100, 1))
+        .max_wait(Duration::from_mins(1));
+    let service = layer.layer(nothing());
+    let mut waiting: Vec<_> = (0..100)
+        .map(|number| {
+            let mut call = task::spawn(service.clone().call(number));
+            let waits = call.poll().is_pending();
+            assert_eq!(waits, number > 0);
+            call
+        })
+        .collect();
+    assert!(waiting.iter().all(|call| !call.is_woken()));
+    advance(millis(11)).await;
+    assert!(waiting[1].is_woken());
+    assert!(waiting[1].poll().is_ready());
 }
