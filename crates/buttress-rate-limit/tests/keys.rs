@@ -401,3 +401,19 @@ async fn who_waits_by_a_quota_of_his_own_is_woken_for_nobody_who_comes() {
     assert!(waiting[1].is_woken());
     assert!(waiting[1].poll().is_ready());
 }
+
+// promise: RL-23
+#[tokio::test(start_paused = true)]
+async fn a_key_counts_until_the_very_moment_at_which_it_has_everything_again() {
+    let one = || RateLimitLayer::new(per_second(10, 10));
+    let also = Quota::per_minute(count(600)).burst(count(10));
+    for layer in [one(), one().and(also)] {
+        let layer = layer.by_key(|key: &u64| *key).refuse();
+        let (mut service, handle) = (layer.layer(nothing()), layer.handle());
+        assert!(admits(&mut service, 1));
+        advance(millis(99)).await;
+        assert_eq!(handle.keys(), 1);
+        advance(millis(1)).await;
+        assert_eq!((handle.of(&1_u64).remaining(), handle.keys()), (10, 0));
+    }
+}
