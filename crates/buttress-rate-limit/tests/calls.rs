@@ -794,3 +794,18 @@ async fn what_has_come_back_long_ago_is_not_given_back_once_more() {
     let second = other.ready().now_or_never();
     assert!(second.is_none(), "no time has passed since the first call");
 }
+
+// promises: RL-9, RL-10, RL-23
+#[tokio::test(start_paused = true)]
+async fn who_comes_after_somebody_has_gone_waits_for_one_less() {
+    let layer = RateLimitLayer::new(per_second(10, 1)).max_wait(millis(300));
+    let (service, handle) = (layer.layer(Backend::new()), layer.handle());
+    let mut calls: Vec<_> = (0..4).map(|number| service.clone().call(number)).collect();
+    let refused = refusal(service.clone().oneshot(4).await);
+    assert_eq!(refused.retry_after(), Some(millis(400)));
+    // The one in the middle, who has not even looked.
+    drop(calls.remove(2));
+    assert_eq!(handle.next_free(), millis(300));
+    calls.push(service.clone().call(5));
+    assert_eq!((handle.waiters(), handle.next_free()), (3, millis(400)));
+}
