@@ -505,8 +505,8 @@ mod tests {
     #[test]
     fn only_what_is_set_can_be_refused() {
         let policy = Policy::default();
-        assert_eq!(statuses(&policy), [400, 409, 409, 422, 429, 503]);
-        assert_eq!(statuses(&other()), [400, 400, 409, 422, 429]);
+        assert_eq!(statuses(&policy), [400, 403, 409, 409, 422, 429, 503]);
+        assert_eq!(statuses(&other()), [400, 400, 403, 409, 422, 429]);
     }
 
     // promise: ID-26
@@ -529,11 +529,11 @@ mod tests {
         let fingerprint = json!(["method", "path", "query", "content-type", "body"]);
         assert_eq!(policy["fingerprint"], fingerprint);
         let refusals = policy["refusals"].as_array().unwrap();
-        assert_eq!(refusals.len(), 6);
-        assert_eq!(refusals[1]["status"], 409);
-        assert_eq!(refusals[1]["code"], "idempotency-key-in-flight");
-        assert_eq!(refusals[1]["retry_after"], true);
-        assert_eq!(refusals[2]["retry_after"], false);
+        assert_eq!(refusals.len(), 7);
+        assert_eq!(refusals[2]["status"], 409);
+        assert_eq!(refusals[2]["code"], "idempotency-in-flight");
+        assert_eq!(refusals[2]["retry_after"], true);
+        assert_eq!(refusals[3]["retry_after"], false);
 
         let policy = parsed(&other().to_json());
         assert_eq!(policy["methods"], json!(["PUT", "CHARGE"]));
@@ -607,13 +607,14 @@ mod tests {
         assert_eq!(parameter["required"], false);
         let expected = [
             (400, vec!["idempotency-key-invalid"]),
+            (403, vec!["idempotency-scope-missing"]),
             (
                 409,
-                vec!["idempotency-key-in-flight", "idempotency-outcome-unknown"],
+                vec!["idempotency-in-flight", "idempotency-outcome-unknown"],
             ),
             (422, vec!["idempotency-key-reused"]),
             (429, vec!["idempotency-too-many-keys"]),
-            (503, vec!["idempotency-unavailable"]),
+            (503, vec!["idempotency-store-unavailable"]),
         ];
         let responses = parts["responses"].as_object().unwrap();
         assert_eq!(responses.len(), expected.len());

@@ -43,6 +43,13 @@ impl Denial {
     }
 }
 
+/// When what was taken from each bucket has come back, though nothing is given back. There is mostly one, which needs no list.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BackAt {
+    first: u64,
+    others: Vec<u64>,
+}
+
 /// A moment that is later by this much.
 pub(crate) fn after(now: u64, wait: Duration) -> u64 {
     now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
@@ -128,18 +135,33 @@ impl<'a> Buckets<'a> {
 
     /// Puts tokens back that were taken and came to nothing, as far as the bucket holds them.
     pub(crate) fn give_back(&mut self, now: u64, cost: u64) {
-        for (Terms { rate, .. }, full) in self.each_mut() {
-            let floor = rate.units(now).min(*full);
-            *full = full.saturating_sub(rate.time(cost.into())).max(floor);
+        let never = BackAt {
+            first: u64::MAX,
+            others: vec![u64::MAX; self.terms.len()],
+        };
+        self.give_back_until(now, cost, &never);
+    }
+
+    /// Puts tokens back, but for those that have come back by themselves.
+    pub(crate) fn give_back_until(&mut self, now: u64, cost: u64, back_at: &BackAt) {
+        let back_at = iter::once(&back_at.first).chain(&back_at.others);
+        for ((Terms { rate, .. }, full), back_at) in self.each_mut().zip(back_at) {
+            if now < *back_at {
+                let floor = rate.units(now).min(*full);
+                *full = full.saturating_sub(rate.time(cost.into())).max(floor);
+            }
         }
     }
 
-    /// When everything that was taken has come back.
-    pub(crate) fn full_at(&self, now: u64) -> u64 {
-        let full_at = |(Terms { rate, .. }, full): (&Terms, u128)| {
+    /// When everything that was taken so far has come back.
+    pub(crate) fn back_at(&self, now: u64) -> BackAt {
+        let mut each = self.each().map(|(Terms { rate, .. }, full)| {
             after(now, rate.duration(full.saturating_sub(rate.units(now))))
-        };
-        self.each().map(full_at).max().unwrap_or(now)
+        });
+        BackAt {
+            first: each.next().unwrap_or_default(),
+            others: each.collect(),
+        }
     }
 
     /// The quota of which the fewest tokens can be taken at once.

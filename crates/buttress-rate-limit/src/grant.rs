@@ -8,7 +8,7 @@ use buttress_core::{
     sync::wake,
 };
 
-use crate::{Event, limiter::Limiter, line::Fate};
+use crate::{Event, bucket::BackAt, limiter::Limiter, line::Fate};
 
 /// The tokens of one call, or its place in the line. Dropped before they are [spent](Self::spend), they are given back.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ pub(crate) struct Grant {
     open: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum State {
     /// It holds this ticket, and has not heard that its turn has come.
     Waits(u64),
     /// It has its tokens, which will have come back by then: from then on there is nothing to give back.
-    Has { back_at: u64 },
+    Has(BackAt),
 }
 
 impl Grant {
@@ -70,13 +70,13 @@ impl Grant {
                 self.open = false;
                 Err(self.limiter.turn_away(self.tag, self.cost))
             }
-            (None, Some(Fate::Granted { back_at })) => {
-                self.state = State::Has { back_at };
+            (None, Some(Fate::Granted(back_at))) => {
+                self.state = State::Has(back_at);
                 Ok(None)
             }
             // A place is not given to another key before everybody there knows his fate.
             (None, None) => {
-                self.state = State::Has { back_at: 0 };
+                self.state = State::Has(BackAt::default());
                 Ok(None)
             }
         }
@@ -84,7 +84,7 @@ impl Grant {
 
     /// Are the tokens there?
     pub(crate) fn is_granted(&self) -> bool {
-        matches!(self.state, State::Has { .. })
+        matches!(self.state, State::Has(_))
     }
 
     /// The call is made.
@@ -108,20 +108,22 @@ impl Drop for Grant {
         if !self.open {
             return;
         }
-        let (state, cost) = (self.state, self.cost);
+        let (state, cost) = (&self.state, self.cost);
         // If there is no bucket any more, it was full, and has all its tokens.
-        let _waker = self.limiter.step(self.tag, |buckets, line, now| {
-            let (left, fate) = match state {
-                State::Waits(ticket) => (line.leave(ticket), line.fate(ticket)),
-                State::Has { back_at } => (None, Some(Fate::Granted { back_at })),
-            };
-            if let Some(Fate::Granted { back_at }) = fate
-                && now < back_at
-            {
-                buckets.give_back(now, cost);
-            }
-            left
-        });
+        let _waker = self
+            .limiter
+            .step(self.tag, |buckets, line, now| match state {
+                State::Waits(ticket) => {
+                    if let Some(Fate::Granted(back_at)) = line.fate(*ticket) {
+                        buckets.give_back_until(now, cost, &back_at);
+                    }
+                    line.leave(*ticket)
+                }
+                State::Has(back_at) => {
+                    buckets.give_back_until(now, cost, back_at);
+                    None
+                }
+            });
         let waited = self.waited();
         let events = &self.limiter.settings.events;
         events.emit(&Event::Cancelled { waited, cost });

@@ -36,7 +36,7 @@ pub struct RateLimitLayer<K = One, C = OneToken, D = NoDeadline> {
 
 /// Says how many tokens a request costs. A function or closure of the same shape is one too.
 pub trait Cost<Req> {
-    /// The tokens. A request that costs none is let through as soon as there is one, and takes none.
+    /// The tokens. A request that costs none is let through unless more was taken than there was, and takes none.
     fn cost(&self, request: &Req) -> u64;
 }
 
@@ -147,7 +147,8 @@ impl<D> RateLimitLayer<One, OneToken, D> {
     /// is above sees that there is no room; by default they wait in the call, for so long at most.
     ///
     /// A service that is ready holds its token until it is called or dropped: what polls a service ready and keeps it,
-    /// such as a load balancer, keeps tokens from others. Every call costs one token.
+    /// such as a load balancer, keeps tokens from others. Every call costs one token, and none is refused: set neither a
+    /// cost nor [`refuse`](RateLimitLayer::refuse) with it.
     #[must_use]
     pub fn backpressure(self) -> RateLimitLayer<One<true>, OneToken, D> {
         RateLimitLayer::with(One, self.cost, self.deadline, self.settings)
@@ -175,7 +176,12 @@ impl<F, Q, C, D> RateLimitLayer<ByKey<F, Q>, C, D> {
     /// hold, 24 more for each; with quotas of the keys' own, 168 more). A key that has all its tokens needs none and is
     /// forgotten for others, which changes nothing for it. One that finds no room shares a limit with all others that find
     /// none, so that nobody gets more than he should: whoever makes up keys cannot get a key forgotten that has used up its
-    /// tokens, but can have new keys refused that find no room. Have enough.
+    /// tokens, but can have new keys refused that find no room. Have enough. A key that finds room after all begins with as
+    /// little as is left to those others.
+    ///
+    /// # Panics
+    ///
+    /// Panics where it is more than memory can hold, when the first service or handle is made.
     #[must_use]
     pub fn max_keys(self, max_keys: NonZeroUsize) -> Self {
         self.change(|settings| settings.max_keys = Some(max_keys))
@@ -232,7 +238,8 @@ impl<K, C, D> RateLimitLayer<K, C, D> {
         RateLimitLayer::with(self.keys, cost, self.deadline, self.settings)
     }
 
-    /// Has a request wait no longer than until this moment; by default only [`http`](RateLimitLayer::http) knows one.
+    /// Has a request wait no longer than until this moment; by default only [`http`](RateLimitLayer::http) knows one. In its
+    /// place, a function does not tell where to report what is left.
     #[must_use]
     pub fn deadline<F>(self, deadline: F) -> RateLimitLayer<K, C, F> {
         RateLimitLayer::with(self.keys, self.cost, deadline, self.settings)

@@ -14,7 +14,7 @@ use buttress_core::{
 
 use crate::{
     Event, Quota, Reason,
-    bucket::{Buckets, Denial, Terms, after, are_full},
+    bucket::{Buckets, Denial, Terms, are_full},
     gcra::{Denied, Rate},
     grant::Grant,
     line::Line,
@@ -294,11 +294,10 @@ impl Limiter {
         locked.last_ticket += 1;
         let ticket = locked.last_ticket;
         let ((), woken) = self.act(&mut locked, self.table.shared(), |buckets, line, now| {
-            let due = match buckets.wait(now, line.cost(), 1) {
-                Ok((_, wait)) => after(now, wait),
-                Err(denial) => denial.due(now),
-            };
-            line.join(ticket, 1, due);
+            // One token is in every burst.
+            let wait = buckets.wait(now, line.cost(), 1);
+            let wait = wait.map_or(Duration::ZERO, |(_, wait)| wait);
+            line.join(ticket, 1, now, wait);
         });
         drop(locked);
         woken.into_iter().for_each(wake);
@@ -328,7 +327,7 @@ impl Limiter {
                 (quota, Decision::WouldWait(wait))
             }
             Ok((quota, wait)) => {
-                line.join(ticket, cost, after(now, wait));
+                line.join(ticket, cost, now, wait);
                 (quota, Decision::Waits)
             }
         }
@@ -360,12 +359,19 @@ impl Limiter {
                     word.compare_exchange(full, now | ASK, Ordering::Acquire, Ordering::Relaxed);
                 seized.is_ok()
             };
-            self.table.claim(tag, is_free, seize)
+            let claimed = self.table.claim(tag, is_free, seize);
+            if let Some((place, _)) = claimed {
+                // It may have taken from what those share who find no place. Release, as whoever works on a place does.
+                let shared = self.table.word(self.table.shared());
+                let full = (shared.load(Ordering::Acquire) & !ASK).max(now);
+                self.table.word(place).store(full | ASK, Ordering::Release);
+            }
+            claimed
         } else {
             let is_free = |place| !locked.lines.contains_key(&place) && locked.is_full(place, now);
             let claimed = self.table.claim(tag, is_free, |_| true);
             if let Some((place, _)) = claimed {
-                locked.empty_out(place);
+                locked.begin(place, self.table.shared());
             }
             claimed
         };
@@ -676,10 +682,11 @@ impl Locked {
         are_full(self.own.get(place), &self.terms, full, now)
     }
 
-    /// Makes a place such that nobody has ever taken anything.
-    fn empty_out(&mut self, place: usize) {
+    /// Begins a place of a key, which may have taken from what those share who find none.
+    fn begin(&mut self, place: usize, shared: usize) {
         let count = self.terms.len();
-        self.wide[place * count..][..count].fill(0);
+        self.wide
+            .copy_within(shared * count..(shared + 1) * count, place * count);
         if let Some(own) = self.own.get_mut(place) {
             *own = self.terms[0];
         }

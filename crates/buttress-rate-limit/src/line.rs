@@ -1,8 +1,8 @@
 //! Those who wait for tokens, in the order they came. Plain data, but for the wakers.
 
-use std::{collections::VecDeque, mem, task::Waker};
+use std::{collections::VecDeque, mem, task::Waker, time::Duration};
 
-use crate::bucket::{Buckets, after};
+use crate::bucket::{BackAt, Buckets, after};
 
 /// Nobody is let through before all who came earlier.
 #[derive(Debug, Default)]
@@ -15,10 +15,10 @@ pub(crate) struct Line {
 }
 
 /// What has become of one who has waited.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Fate {
     /// His turn came, and what he was given will have come back by then.
-    Granted { back_at: u64 },
+    Granted(BackAt),
     /// He asks for more than there is by now.
     TurnedAway,
 }
@@ -28,7 +28,7 @@ struct Waiter {
     ticket: u64,
     cost: u64,
     waker: Waker,
-    /// When its turn will come, if nobody before it goes away.
+    /// When it looks by itself whether its turn has come.
     due: u64,
     /// Has it been polled? Then it looks again by itself when it is due.
     polled: bool,
@@ -56,7 +56,8 @@ impl Line {
     }
 
     /// Joins the end of the line, with a ticket that is higher than all that were given out before.
-    pub(crate) fn join(&mut self, ticket: u64, cost: u64, due: u64) {
+    pub(crate) fn join(&mut self, ticket: u64, cost: u64, now: u64, wait: Duration) {
+        let due = looks_at(now, wait, self.len());
         self.cost += u128::from(cost);
         self.waiting.push_back(Waiter {
             ticket,
@@ -75,8 +76,8 @@ impl Line {
         Some(left.waker)
     }
 
-    /// When the turn of a ticket's holder will come; nothing if it has. He looks again then by himself, and is woken by
-    /// `waker` if it is earlier. The waker from before is put in its place.
+    /// When a ticket's holder is to look whether his turn has come; nothing if it has. He is woken by `waker` if it comes
+    /// earlier. The waker from before is put in its place.
     pub(crate) fn wait(
         &mut self,
         ticket: u64,
@@ -94,7 +95,7 @@ impl Line {
                 .map(|waiter| u128::from(waiter.cost));
             let (ahead, cost) = (ahead.sum(), self.waiting[place].cost);
             self.waiting[place].due = match buckets.wait(now, ahead, cost) {
-                Ok((_, wait)) => after(now, wait),
+                Ok((_, wait)) => looks_at(now, wait, place),
                 Err(_) => u64::MAX,
             };
         }
@@ -111,8 +112,8 @@ impl Line {
         while let Some(first) = self.waiting.front_mut() {
             let Err(denial) = buckets.take(now, first.cost) else {
                 self.cost -= u128::from(first.cost);
-                let back_at = buckets.full_at(now);
-                self.fates.push((first.ticket, Fate::Granted { back_at }));
+                let back_at = buckets.back_at(now);
+                self.fates.push((first.ticket, Fate::Granted(back_at)));
                 woken.extend(self.waiting.pop_front().map(|waiter| waiter.waker));
                 continue;
             };
@@ -135,7 +136,7 @@ impl Line {
                 fates.push((waiter.ticket, Fate::TurnedAway));
                 return false;
             };
-            waiter.due = after(now, wait);
+            waiter.due = looks_at(now, wait, usize::from(ahead > 0));
             ahead += u128::from(waiter.cost);
             true
         });
@@ -148,6 +149,17 @@ impl Line {
             .binary_search_by_key(&ticket, |waiter| waiter.ticket)
             .ok()
     }
+}
+
+/// When somebody looks by himself whose turn is after this time: the first one then, and those behind him somewhat later.
+/// Each of them is woken when he is the first; timers of milliseconds make everybody late, and all would look in vain.
+fn looks_at(now: u64, wait: Duration, place: usize) -> u64 {
+    let slack = if place == 0 {
+        Duration::ZERO
+    } else {
+        wait / 4 + Duration::from_millis(2)
+    };
+    after(now, wait.saturating_add(slack))
 }
 
 impl Waiter {
