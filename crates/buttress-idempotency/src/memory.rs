@@ -190,7 +190,15 @@ struct Ledger {
 #[derive(Debug)]
 struct Kept {
     record: Record,
+    place: Place,
+}
+
+/// Where a record is in the orders, and what it counts.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    until: Moment,
     bytes: usize,
+    is_open: bool,
 }
 
 /// What a scope has.
@@ -218,12 +226,19 @@ impl Default for Ledger {
 impl Ledger {
     fn step(&mut self, key: &RecordKey, now: Moment, op: &Op) -> Result<Answer, StoreErrorKind> {
         self.forget_expired(now, FORGOTTEN);
-        let before = self.records.get(key).map(|kept| &kept.record);
-        let (answer, change) = step(before, now, self.last_fence, op);
+        let mut found = self.records.get_key_value(key);
+        // What has expired must not make room for itself. Its fence is not above the last.
+        if found.is_some_and(|(_, kept)| kept.place.until <= now) {
+            self.take(key);
+            found = None;
+        }
+        let record = found.map(|(_, kept)| &kept.record);
+        let (answer, change) = step(record, now, self.last_fence, op);
+        let before = found.map(|(key, kept)| (Arc::clone(key), kept.place));
         match change {
             Change::Keep => {}
-            Change::Put(record) => self.put(key, record, now)?,
-            Change::Remove => drop(self.take(key)),
+            Change::Put(record) => self.put(key, before, record, now)?,
+            Change::Remove => self.take(key),
         }
         if let Answer::Won { fence } = answer {
             self.last_fence = fence;
@@ -258,32 +273,30 @@ impl Ledger {
         forgotten
     }
 
-    /// Puts a record in the place of the one before, or leaves everything as it was.
-    fn put(&mut self, key: &RecordKey, record: Record, now: Moment) -> Result<(), StoreErrorKind> {
-        let new = Kept {
+    /// Puts a record in the place of the one before, or leaves that as it was.
+    fn put(
+        &mut self,
+        key: &RecordKey,
+        before: Option<(Arc<RecordKey>, Place)>,
+        record: Record,
+        now: Moment,
+    ) -> Result<(), StoreErrorKind> {
+        let place = Place {
+            until: record.kept_until(),
             bytes: size(key, &record),
-            record,
+            is_open: !matches!(record.state, State::Done(_)),
         };
-        let (key, before) = match self.take(key) {
+        // What does not grow has its room already.
+        let had = before.as_ref().map_or(0, |(_, place)| place.bytes);
+        if place.bytes > had {
+            self.make_room(&key.scope, place.bytes - had, now)?;
+        }
+        let (key, before) = match before {
             Some((key, before)) => (key, Some(before)),
             None => (Arc::new(key.clone()), None),
         };
-        // What does not grow has its room already.
-        let had = before.as_ref().map_or(0, |before| before.bytes);
-        let room = if new.bytes > had {
-            self.make_room(&key.scope, new.bytes, now)
-        } else {
-            Ok(())
-        };
-        match room {
-            Ok(()) => self.lay(key, new),
-            Err(kind) => {
-                if let Some(before) = before {
-                    self.lay(key, before);
-                }
-                return Err(kind);
-            }
-        }
+        self.list(&key, before, Some(place));
+        self.records.insert(key, Kept { record, place });
         Ok(())
     }
 
@@ -309,37 +322,44 @@ impl Ledger {
         Ok(())
     }
 
-    fn lay(&mut self, key: Arc<RecordKey>, kept: Kept) {
-        let expiry = (kept.record.kept_until(), Arc::clone(&key));
+    fn take(&mut self, key: &RecordKey) {
+        if let Some((key, kept)) = self.records.remove_entry(key) {
+            self.list(&key, Some(kept.place), None);
+        }
+    }
+
+    /// Moves a key from one place in the orders and sums to another.
+    fn list(&mut self, key: &Arc<RecordKey>, before: Option<Place>, after: Option<Place>) {
         if !self.scopes.contains_key(&key.scope) {
             self.scopes.insert(key.scope.clone(), Share::default());
         }
-        if let Some(share) = self.scopes.get_mut(&key.scope) {
-            share.bytes += kept.bytes;
-            share.expiries.insert(expiry.clone());
+        let Some(share) = self.scopes.get_mut(&key.scope) else {
+            return;
+        };
+        let bytes = |place: Option<Place>| place.map_or(0, |place| place.bytes);
+        for sum in [&mut self.bytes, &mut share.bytes] {
+            *sum = *sum + bytes(after) - bytes(before);
         }
-        self.bytes += kept.bytes;
-        self.expiries.insert(expiry);
-        if !matches!(kept.record.state, State::Done(_)) {
-            self.open.insert(Arc::clone(&key));
-        }
-        self.records.insert(key, kept);
-    }
-
-    fn take(&mut self, key: &RecordKey) -> Option<(Arc<RecordKey>, Kept)> {
-        let (key, kept) = self.records.remove_entry(key)?;
-        let expiry = (kept.record.kept_until(), Arc::clone(&key));
-        if let Some(share) = self.scopes.get_mut(&key.scope) {
-            share.bytes -= kept.bytes;
-            share.expiries.remove(&expiry);
-            if share.expiries.is_empty() {
-                self.scopes.remove(&key.scope);
+        let until = |place: Option<Place>| place.map(|place| place.until);
+        if until(before) != until(after) {
+            for expiries in [&mut self.expiries, &mut share.expiries] {
+                if let Some(until) = until(before) {
+                    expiries.remove(&(until, Arc::clone(key)));
+                }
+                if let Some(until) = until(after) {
+                    expiries.insert((until, Arc::clone(key)));
+                }
             }
         }
-        self.bytes -= kept.bytes;
-        self.expiries.remove(&expiry);
-        self.open.remove(&key);
-        Some((key, kept))
+        let is_open = |place: Option<Place>| place.is_some_and(|place| place.is_open);
+        match (is_open(before), is_open(after)) {
+            (false, true) => drop(self.open.insert(Arc::clone(key))),
+            (true, false) => drop(self.open.remove(key)),
+            _ => {}
+        }
+        if share.expiries.is_empty() {
+            self.scopes.remove(&key.scope);
+        }
     }
 }
 
@@ -696,7 +716,7 @@ mod tests {
                     let kept = ledger.records.get(key).map(|kept| &kept.record);
                     prop_assert_eq!(shown(kept), shown(Some(record)));
                 }
-                let bytes: usize = ledger.records.values().map(|kept| kept.bytes).sum();
+                let bytes: usize = ledger.records.values().map(|kept| kept.place.bytes).sum();
                 prop_assert_eq!(ledger.bytes, bytes);
                 prop_assert!(bytes <= ledger.max_bytes);
                 prop_assert_eq!(ledger.expiries.len(), ledger.records.len());

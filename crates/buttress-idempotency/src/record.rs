@@ -11,7 +11,7 @@
 //! Every operation of a store is one [`step`]: from a record, or none, and an [`Op`], to an [`Answer`] and what becomes of
 //! the record. A store of records has to make that step atomic, and to bring the time.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -253,18 +253,23 @@ impl Record {
     /// The record as it is at this moment, where time alone has changed it: it has expired, its lease is over.
     #[must_use]
     pub fn at(&self, now: Moment) -> Option<Self> {
+        self.seen_at(now).map(Cow::into_owned)
+    }
+
+    /// The same without a copy, where it is as it was.
+    fn seen_at(&self, now: Moment) -> Option<Cow<'_, Self>> {
         if now >= self.kept_until() {
             return None;
         }
-        match self.state {
+        Some(match self.state {
             State::Running {
                 token, lease_until, ..
-            } if now >= lease_until => Some(Self {
+            } if now >= lease_until => Cow::Owned(Self {
                 state: State::Unknown { token },
-                ..self.clone()
+                ..*self
             }),
-            _ => Some(self.clone()),
-        }
+            _ => Cow::Borrowed(self),
+        })
     }
 
     /// From when on there is none any more, if nothing else is heard of it: what a store sorts its records by, to find
@@ -298,13 +303,14 @@ impl Record {
 /// twice when a record is removed and the key claimed again within a microsecond, or after the clock was set back.
 #[must_use]
 pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (Answer, Change) {
-    let current = record.and_then(|record| record.at(now));
+    let current = record.and_then(|record| record.seen_at(now));
+    let current = current.as_deref();
     let held_by = |token| {
-        let current = current.clone();
-        current.filter(|record| record.holder() == Some(token))
+        let held = current.filter(|record| record.holder() == Some(token));
+        held.cloned()
     };
     match op {
-        Op::Claim(claim) => claim_step(record, current.as_ref(), now, last_fence, claim),
+        Op::Claim(claim) => claim_step(record, current, now, last_fence, claim),
         Op::Heartbeat { token, lease } => match held_by(*token) {
             Some(record) => {
                 let armed = !matches!(record.state, State::Running { armed: false, .. });
@@ -355,7 +361,7 @@ pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (
         },
         Op::Settle { completion, ttl } => match current {
             Some(record) if matches!(record.state, State::Unknown { .. }) => match completion {
-                Some(completion) => accept(record.done(completion, now.after(*ttl))),
+                Some(completion) => accept(record.clone().done(completion, now.after(*ttl))),
                 None => (Answer::Accepted, Change::Remove),
             },
             _ => REFUSED,
