@@ -11,6 +11,9 @@ use crate::record::{Answer, Op, Record, RecordKey};
 /// What an operation does is what [`step`](crate::record::step) says, whether the store calls it, as those in this process
 /// do, or says the same in another language. The conformance kit (feature `testing`) tells whether it does.
 ///
+/// Besides its records it remembers the last fence that it gave out, through a restart too if they live through one. Where its
+/// clock is coarser than a microsecond, leases and what is left of them are rounded up.
+///
 /// A record is kept until it expires, and as long as somebody is at it: its lease is a field of it, and is never its time to
 /// live. A record that is damaged is an error, and never none.
 pub trait Store: Send + Sync + 'static {
@@ -39,7 +42,8 @@ pub trait Store: Send + Sync + 'static {
     -> impl Future<Output = Result<usize, StoreError>> + Send;
 }
 
-/// A store could not do what it was asked for. Whether it has is not known, unless it is [`Full`](StoreErrorKind::Full).
+/// A store could not do what it was asked for. Whether it has is not known, unless it or the scope is
+/// [`Full`](StoreErrorKind::Full): then it has not.
 #[derive(Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,
@@ -56,9 +60,9 @@ pub enum StoreErrorKind {
     TimedOut,
     /// The record is damaged, or of a version that is not known.
     Damaged,
-    /// This scope has as many records as it may have.
+    /// This scope has as much as it may have: no other is refused for it.
     ScopeFull,
-    /// It has no room for another record.
+    /// It has no room for another record, or for this answer: it may have room for it without its body.
     Full,
 }
 
