@@ -547,7 +547,7 @@ mod tests {
         assert_eq!(policy["replay"]["body_limit_bytes"], 1_000);
         assert_eq!(policy["replay"]["not_replayed"][3], "5xx");
         assert_eq!(policy["fingerprint"], json!(["path"]));
-        assert_eq!(policy["refusals"].as_array().unwrap().len(), 5);
+        assert_eq!(policy["refusals"].as_array().unwrap().len(), 6);
     }
 
     // promise: ID-26

@@ -61,7 +61,8 @@ where
                 head,
                 token,
                 lease: settings.lease,
-                ttl: settings.ttl,
+                // An outcome that is unknown is remembered at least as long as somebody may be at it.
+                ttl: settings.ttl.max(settings.ceiling),
                 armed: !settings.explicit_arm,
                 rerun: settings.lapse == Lapse::Rerun,
             });

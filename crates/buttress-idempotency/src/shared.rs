@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Event, Store, StoreError, StoreErrorKind,
-    record::{Answer, Completion, Op, RecordKey, Token},
+    record::{Answer, Completion, Op, RecordKey, StoredResponse, Token},
     settings::Settings,
 };
 
@@ -138,27 +138,44 @@ impl<T: Store> Claimed<T> {
         self.ended = true;
         let token = self.token;
         self.shared.emit(&Event::Released);
-        self.finish(Op::Release { token }, || {}).await;
+        let op = Op::Release { token };
+        if self.shared.step(&self.key, op.clone()).await.is_err() {
+            self.shared.step_at_last(&self.key, op).await;
+        }
     }
 
     /// It is done. `meanwhile` is called when the record says so, or if the store cannot for now.
     pub(crate) async fn complete(mut self, completion: Completion, meanwhile: impl FnOnce()) {
         self.ended = true;
         let (token, ttl) = (self.token, self.shared.settings.ttl);
-        let op = Op::Complete {
+        let op = |completion| Op::Complete {
             token,
             completion,
             ttl,
         };
-        self.finish(op, meanwhile).await;
-    }
-
-    async fn finish(&self, op: Op, meanwhile: impl FnOnce()) {
-        let first = self.shared.step(&self.key, op.clone()).await;
+        let first = self.shared.step(&self.key, op(completion.clone())).await;
         meanwhile();
-        if first.is_err() {
-            self.shared.step_at_last(&self.key, op).await;
-        }
+        let Err(error) = first else {
+            return;
+        };
+        let full = matches!(
+            error.kind(),
+            StoreErrorKind::Full | StoreErrorKind::ScopeFull
+        );
+        let completion = if full {
+            // There is no room for it all, and it must not be run again.
+            let response = StoredResponse {
+                body: None,
+                ..completion.response
+            };
+            Completion {
+                response,
+                ..completion
+            }
+        } else {
+            completion
+        };
+        self.shared.step_at_last(&self.key, op(completion)).await;
     }
 }
 

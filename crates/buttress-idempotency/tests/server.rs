@@ -701,6 +701,19 @@ async fn a_completion_that_fails_is_made_later_and_the_client_has_its_answer() {
     );
 }
 
+// promises: ID-4, ID-23
+#[tokio::test(start_paused = true)]
+async fn an_answer_for_which_there_is_no_room_is_remembered_without_its_body() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let service = layer(&store).layer(service_fn(slow(&effects, SHORT)));
+    store.be(Mood::Full);
+    let ask = || service.clone().oneshot(post("k", "apples"));
+    assert_eq!(read(ask().await.unwrap()).await.1, "run 1 of 6 bytes");
+    settle().await;
+    let (status, body, _) = read(ask().await.unwrap()).await;
+    assert_eq!((status, &*body, effects.begun()), (201, "", 1));
+}
+
 // promise: ID-22
 #[tokio::test(start_paused = true)]
 async fn nobody_gets_what_is_somebody_elses() {

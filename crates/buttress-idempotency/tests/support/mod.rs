@@ -40,6 +40,8 @@ pub enum Mood {
     Deaf,
     /// It fails at completions.
     Half,
+    /// It has no room for the body of an answer.
+    Full,
 }
 
 /// A store in memory, which counts what it is asked.
@@ -112,6 +114,10 @@ impl Store for Records {
         match mood {
             Mood::Fails => return failed(),
             Mood::Half if matches!(op, Op::Complete { .. }) => return failed(),
+            Mood::Full if matches!(&op, Op::Complete { completion, .. } if completion.response.body.is_some()) =>
+            {
+                return Err(StoreError::new(StoreErrorKind::ScopeFull));
+            }
             Mood::Hangs => return pending().await,
             Mood::Deaf if is_late => return failed(),
             _ => {}
