@@ -92,17 +92,16 @@ async fn those_who_never_look_do_not_hold_the_others_for_ever() {
     assert_eq!(layer.handle().waiters(), 0);
 }
 
-// promise: RL-8
-#[tokio::test(start_paused = true)]
-async fn a_thousand_who_wait_cost_three_events_each() {
-    let layer = RateLimitLayer::new(per_second(100, 1)).max_wait(Duration::from_mins(1));
+/// How often those are polled who wait for a quota, by a timer of milliseconds.
+async fn polls(quota: Quota, waiters: u64) -> usize {
+    let layer = RateLimitLayer::new(quota).max_wait(Duration::from_mins(1));
     let backend = Backend::new();
     let service = layer.layer(backend.clone());
-    let mut waiting: Vec<_> = (0..1_000)
+    let mut waiting: Vec<_> = (0..waiters)
         .map(|number| Some(task::spawn(service.clone().call(number))))
         .collect();
     let (mut polls, mut first) = (0, true);
-    while backend.came().len() < 1_000 {
+    while (backend.came().len() as u64) < waiters {
         for slot in &mut waiting {
             if let Some(call) = slot
                 && (first || call.is_woken())
@@ -118,7 +117,24 @@ async fn a_thousand_who_wait_cost_three_events_each() {
         tokio::task::yield_now().await;
         advance(millis(1)).await;
     }
+    polls
+}
+
+// promise: RL-8
+#[tokio::test(start_paused = true)]
+async fn a_thousand_who_wait_cost_three_events_each() {
+    let polls = polls(per_second(100, 1), 1_000).await;
     assert!(polls <= 3_000, "{polls}");
+}
+
+// promise: RL-8
+#[tokio::test(start_paused = true)]
+async fn nor_do_they_cost_more_where_their_turns_are_between_two_milliseconds() {
+    for rate in [15, 19, 70, 997] {
+        let quota = Quota::per_second(count(rate));
+        let polls = polls(quota, 200).await;
+        assert!(polls <= 600, "{polls} at {rate} a second");
+    }
 }
 
 // promise: RL-9
