@@ -11,9 +11,9 @@ use std::{
 
 use buttress::{
     BoxError, clock,
+    idempotency::IdempotencyKeyLayer,
     retry::{Backoff, Outcome, RetryLayer},
 };
-use buttress_idempotency::IdempotencyKeyLayer;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, Method, Request, Response, StatusCode};

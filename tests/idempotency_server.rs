@@ -15,9 +15,9 @@ use axum::{Router, extract::State, routing::post};
 use buttress::{
     BoxError,
     answer::AnswerLayer,
+    idempotency::{Global, IdempotencyLayer, MemoryStore},
     rate_limit::{Quota, RateLimitLayer},
 };
-use buttress_idempotency::{Global, IdempotencyLayer, MemoryStore};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, StatusCode};

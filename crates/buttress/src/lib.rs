@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `answer` | [`answer::AnswerLayer`]: on a server, makes responses of the refusals of the layers below |
 //! | `breaker` | [`breaker::BreakerLayer`]: stops calling what fails, and finds out with a few calls when it is well again |
+//! | `idempotency` | [`idempotency::IdempotencyLayer`]: on a server, does a request once, however often it is sent; [`idempotency::IdempotencyKeyLayer`]: on a client, gives it its key |
 //! | `rate-limit` | [`rate_limit::RateLimitLayer`]: keeps to a rate, by waiting in order or by refusing |
 //! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
 //!
@@ -22,6 +23,8 @@ pub use buttress_core::{
 pub use buttress_answer as answer;
 #[cfg(feature = "breaker")]
 pub use buttress_breaker as breaker;
+#[cfg(feature = "idempotency")]
+pub use buttress_idempotency as idempotency;
 #[cfg(feature = "rate-limit")]
 pub use buttress_rate_limit as rate_limit;
 #[cfg(feature = "retry")]
