@@ -1,0 +1,158 @@
+//! Keep idempotency records in a file, with SQLite, and the handler's own data in one transaction with them if you like.
+//!
+//! # Example
+//!
+//! A store, and what a layer does with it for each request:
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use buttress_idempotency::{
+//!     Store,
+//!     record::{Answer, Claim, HeadPrint, Op, RecordKey, Token},
+//! };
+//! use buttress_sqlite::SqliteStore;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("payments.db");
+//! let store = SqliteStore::open(path)?.timeout(Duration::from_secs(1));
+//!
+//! let key = RecordKey::new("alice", "order:123");
+//! let claim = Claim {
+//!     head: HeadPrint([0; 32]),
+//!     token: Token::random(),
+//!     lease: Duration::from_secs(30),
+//!     ttl: Duration::from_hours(24),
+//!     armed: true,
+//!     rerun: false,
+//! };
+//! let answer = store.step(&key, Op::Claim(claim)).await?;
+//! assert!(matches!(answer, Answer::Won { .. }));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A handler that books a payment and the completion of its request in one transaction. Whenever the process is killed,
+//! there are both afterwards or neither:
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use buttress_core::BoxError;
+//! use buttress_idempotency::record::{Completion, RecordKey, Token};
+//! use buttress_sqlite::{SqliteStore, rusqlite::Connection};
+//!
+//! fn pay(
+//!     store: &SqliteStore,
+//!     connection: &mut Connection,
+//!     (key, token): (&RecordKey, Token),
+//!     completion: &Completion,
+//! ) -> Result<(), BoxError> {
+//!     const A_DAY: Duration = Duration::from_hours(24);
+//!     store.complete_with(connection, key, token, A_DAY, |transaction| {
+//!         let book = "INSERT INTO payments (payee, cents) VALUES (?1, ?2)";
+//!         transaction.execute(book, ("bob", 12_00))?;
+//!         Ok((completion.clone(), ()))
+//!     })
+//! }
+//! # use buttress_idempotency::{Store, record::{BodyPrint, Claim, HeadPrint, Op, StoredResponse}};
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("payments.db");
+//!
+//! let store = SqliteStore::open(path)?;
+//! let mut connection = store.connect()?;
+//! connection.execute_batch("CREATE TABLE payments (payee TEXT, cents INTEGER)")?;
+//! # let (key, token) = (RecordKey::new("", "a"), Token::random());
+//! # let claim = Claim { head: HeadPrint([0; 32]), token, lease: A_DAY, ttl: A_DAY, armed: false, rerun: false };
+//! # store.step(&key, Op::Claim(claim)).await?;
+//! # const A_DAY: Duration = Duration::from_hours(24);
+//! # let response = StoredResponse { status: 201, headers: Vec::new(), body: None };
+//! # let completion = Completion { body: BodyPrint { hash: [0; 32], length: 0, whole: true }, response };
+//! pay(&store, &mut connection, (&key, token), &completion)?;
+//! // Once more is not possible: the record is done.
+//! assert!(pay(&store, &mut connection, (&key, token), &completion).is_err());
+//! # let paid: i64 = connection.query_row("SELECT sum(cents) FROM payments", (), |row| row.get(0))?;
+//! # assert_eq!(paid, 12_00);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A handler that does all it does in that transaction has no reason to arm its claim: where it dies, nothing was done, and
+//! it may be run again.
+//!
+//! # Defaults
+//!
+//! | knob | default |
+//! |---|---|
+//! | [`timeout`](SqliteStore::timeout) | 2 s |
+//! | [`max_records`](SqliteStore::max_records), [`max_records_per_scope`](SqliteStore::max_records_per_scope) | no limit |
+//! | operations that wait | 4,096, each of them until its timeout |
+//! | operations in one transaction | 1,024 at most |
+//!
+//! # State
+//!
+//! Two threads belong to a store and its clones: one writes, one reads. All operations that have come while a transaction was
+//! being written are the next one; each of them is answered when it is on the disk (`WAL`, `synchronous = FULL`).
+//! With the last clone the store is closed: its `drop` waits until what has been asked for is done.
+//!
+//! Several processes may open the same file, and several stores in one process.
+//!
+//! # Files
+//!
+//! Beside the database `x.db` and what SQLite keeps there (`x.db-wal`, `x.db-shm`) is the file `x.db-epoch`. It knows which
+//! database it is, and how often it has been written, so that one that is gone, was truncated, or has been replaced by a
+//! backup is told from one that never was: see [`open`](SqliteStore::open). Take a backup with SQLite's own means, and keep
+//! the `-epoch` file out of it.
+//!
+//! When it is opened, the whole file is looked through, or, where it has tables of yours too, all that belongs to the store:
+//! a record that has gone missing is noticed then, whatever it was that took it away. A record whose bytes are not those that
+//! were written is [`Damaged`](buttress_idempotency::StoreErrorKind::Damaged) wherever it is asked for, and never none.
+//! What happens to the file behind the back of a running process is noticed when it is opened the next time, or earlier.
+//!
+//! The records are in the table `buttress_records`, and an operator may look at it with the `sqlite3` shell:
+//!
+//! ```sql
+//! SELECT scope, hex(hash), state, fence, datetime(expires_at / 1000000, 'unixepoch') FROM buttress_records
+//! WHERE state IN ('armed', 'unknown') AND lease_until < unixepoch() * 1000000;
+//! ```
+//!
+//! Look, but do not touch: a row that was changed by hand is damage.
+//!
+//! # Time
+//!
+//! It is the machine's when the store is opened, and from then on that of its steady clock, so that a clock that is set
+//! changes nothing. The latest moment is kept in the database: no later one is earlier than that, in whatever process and after
+//! whatever restart, and fences rise always.
+//!
+//! # Errors
+//!
+//! A disk that is full or cannot be written, or a writer elsewhere that does not come to an end, are
+//! [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable) or
+//! [`TimedOut`](buttress_idempotency::StoreErrorKind::TimedOut). The next operation tries again.
+//!
+//! # Cancellation
+//!
+//! An operation whose future is dropped is done as a whole or not at all. A claim that nobody waits for any more when its
+//! turn comes is not done; everything else is.
+//!
+//! A timeout is tokio's, and the threads are not: a test that pauses tokio's clock has its timeouts at once.
+
+mod clock;
+mod epoch;
+mod open;
+mod queue;
+mod reader;
+mod seal;
+mod store;
+mod table;
+mod transaction;
+mod writer;
+
+pub use open::OpenError;
+pub use rusqlite;
+pub use store::SqliteStore;
+pub use transaction::CompleteError;

@@ -1,0 +1,144 @@
+//! A completion in a transaction of the user's own.
+
+use std::{error::Error, fmt, time::Duration};
+
+use buttress_idempotency::{
+    StoreError,
+    record::{Answer, Completion, Op, RecordKey, State, Token},
+};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use crate::{SqliteStore, seal::Seal, table};
+
+/// A request could not be completed in this transaction, which must be rolled back then.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CompleteError {
+    /// The record is not held by this token any more: its lease is over, or somebody has completed it.
+    NotHeld,
+    /// The transaction is of another database than the store.
+    OtherDatabase,
+    /// The record is damaged.
+    Store(StoreError),
+    /// SQLite has failed, or somebody else was writing.
+    Sqlite(rusqlite::Error),
+}
+
+impl fmt::Display for CompleteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotHeld => "the request is not held any more",
+            Self::OtherDatabase => "the transaction is of another database than the store",
+            Self::Store(_) => "the request's record cannot be read",
+            Self::Sqlite(_) => "the request's record cannot be written",
+        })
+    }
+}
+
+impl Error for CompleteError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::NotHeld | Self::OtherDatabase => None,
+            Self::Store(error) => Some(error),
+            Self::Sqlite(error) => Some(error),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for CompleteError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl SqliteStore {
+    /// Does something and completes its request, in one transaction: both are done, or neither.
+    ///
+    /// It begins a transaction that may write, looks whether the record is still held by this token, has `effect` do its
+    /// work, and completes the record with what that returns. If anything fails it is rolled back. It blocks, as SQLite does.
+    ///
+    /// A connection of your own does as well as one from [`connect`](Self::connect), if it is to the same file. See the
+    /// [crate docs](crate) for an example.
+    pub fn complete_with<T, E: From<CompleteError>>(
+        &self,
+        connection: &mut Connection,
+        key: &RecordKey,
+        token: Token,
+        ttl: Duration,
+        effect: impl FnOnce(&Transaction<'_>) -> Result<(Completion, T), E>,
+    ) -> Result<T, E> {
+        let immediate = TransactionBehavior::Immediate;
+        let transaction = connection.transaction_with_behavior(immediate);
+        let transaction = transaction.map_err(CompleteError::Sqlite)?;
+        self.must_hold(&transaction, key, token)?;
+        let (completion, value) = effect(&transaction)?;
+        self.complete_in(&transaction, key, token, completion, ttl)?;
+        transaction.commit().map_err(CompleteError::Sqlite)?;
+        Ok(value)
+    }
+
+    /// Completes a request in this transaction, which must be committed then.
+    ///
+    /// If this fails, roll it back. Where the transaction has only read so far and somebody else has written since, it fails;
+    /// one that is [`Immediate`](TransactionBehavior::Immediate) does not. [`complete_with`](Self::complete_with) sees
+    /// to both.
+    pub fn complete_in(
+        &self,
+        transaction: &Transaction<'_>,
+        key: &RecordKey,
+        token: Token,
+        completion: Completion,
+        ttl: Duration,
+    ) -> Result<(), CompleteError> {
+        let mut seal = self.seal(transaction)?;
+        let now = self.inner.shared.clock().now(seal.moment);
+        let op = Op::Complete {
+            token,
+            completion,
+            ttl,
+        };
+        // A record that is held is there, and needs no more room.
+        let answer = table::step(transaction, &mut seal, now, key, &op, |_, _| Ok(Ok(())))?;
+        match answer.map_err(CompleteError::Store)? {
+            Answer::Accepted => {}
+            _ => return Err(CompleteError::NotHeld),
+        }
+        seal.write(transaction, now)?;
+        Ok(())
+    }
+
+    fn must_hold(
+        &self,
+        transaction: &Transaction<'_>,
+        key: &RecordKey,
+        token: Token,
+    ) -> Result<(), CompleteError> {
+        let seal = self.seal(transaction)?;
+        let now = self.inner.shared.clock().now(seal.moment);
+        let kept = table::find(transaction, key)?.map_err(CompleteError::Store)?;
+        match kept
+            .and_then(|kept| kept.record.at(now))
+            .map(|now| now.state)
+        {
+            Some(State::Running { token: holder, .. } | State::Unknown { token: holder })
+                if holder == token =>
+            {
+                Ok(())
+            }
+            _ => Err(CompleteError::NotHeld),
+        }
+    }
+
+    /// The seal of the database of this transaction, if it is the store's.
+    fn seal(&self, transaction: &Transaction<'_>) -> Result<Seal, CompleteError> {
+        let find = "SELECT 1 FROM main.sqlite_schema WHERE name = 'buttress_store'";
+        if !transaction.prepare_cached(find)?.exists(())? {
+            return Err(CompleteError::OtherDatabase);
+        }
+        let seal = Seal::read(transaction)?;
+        if seal.epoch != self.inner.shared.epoch {
+            return Err(CompleteError::OtherDatabase);
+        }
+        Ok(seal)
+    }
+}
