@@ -5,6 +5,7 @@
 
 use std::{
     future::IntoFuture,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,6 +25,7 @@ use buttress::{
     BoxError,
     answer::AnswerLayer,
     idempotency::{Global, IdempotencyLayer, MemoryStore, Store},
+    sqlite::SqliteStore,
 };
 use bytes::Bytes;
 use clap::Parser;
@@ -41,6 +43,9 @@ struct Options {
     /// How many seconds a request is remembered.
     #[arg(long, default_value_t = 86_400)]
     ttl: u64,
+    /// Where what was done is kept, so that it survives a crash; by default it is in memory.
+    #[arg(long, value_name = "FILE")]
+    sqlite: Option<PathBuf>,
 }
 
 type Counter = Arc<AtomicU64>;
@@ -113,12 +118,12 @@ fn app<T: Store + Clone>(store: T, ttl: Duration, counter: &Counter) -> Router {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let Options { port, ttl } = Options::parse();
-    let app = app(
-        MemoryStore::new(),
-        Duration::from_secs(ttl),
-        &Counter::default(),
-    );
+    let Options { port, ttl, sqlite } = Options::parse();
+    let (ttl, counter) = (Duration::from_secs(ttl), Counter::default());
+    let app = match sqlite {
+        Some(file) => app(SqliteStore::open(file)?, ttl, &counter),
+        None => app(MemoryStore::new(), ttl, &counter),
+    };
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     println!("listening on http://{}/", listener.local_addr()?);
     Ok(axum::serve(listener, app).into_future().await?)

@@ -10,6 +10,7 @@
 //! | `idempotency` | [`idempotency::IdempotencyLayer`]: on a server, does a request once, however often it is sent; [`idempotency::IdempotencyKeyLayer`]: on a client, gives it its key |
 //! | `rate-limit` | [`rate_limit::RateLimitLayer`]: keeps to a rate, by waiting in order or by refusing |
 //! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
+//! | `sqlite` | [`sqlite::SqliteStore`]: keeps what was done in a file, for `idempotency` |
 //!
 //! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
 //! ([`Rejected`]), and the [`clock`].
@@ -29,6 +30,8 @@ pub use buttress_idempotency as idempotency;
 pub use buttress_rate_limit as rate_limit;
 #[cfg(feature = "retry")]
 pub use buttress_retry as retry;
+#[cfg(feature = "sqlite")]
+pub use buttress_sqlite as sqlite;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
