@@ -80,7 +80,8 @@ async fn is_never_free(files: &[(PathBuf, Vec<u8>)], what: &str) -> bool {
             Ok(Answer::Done(done)) if number % 2 == 0 => {
                 assert_eq!(done, completion(answer(number)), "{what}: {number}");
             }
-            Ok(Answer::InFlight { .. }) if number % 2 == 1 => {}
+            // Unknown, when the test has taken longer than a lease.
+            Ok(Answer::InFlight { .. } | Answer::Unknown) if number % 2 == 1 => {}
             Err(error) => assert_ne!(error.kind(), StoreErrorKind::TimedOut, "{what}: {number}"),
             other => panic!("{what}: {number} is {other:?}"),
         }
