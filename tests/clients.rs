@@ -22,7 +22,7 @@ use buttress::{
     rate_limit::{self, Quota, RateLimitLayer},
     retry::{Backoff, DelaySource, Event, Outcome, ReplayBody, ResponseBody, RetryLayer},
 };
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{StatusCode, uri::PathAndQuery};
 use http_body_util::{
@@ -31,17 +31,12 @@ use http_body_util::{
 };
 use hyper::body::{Body, Frame};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use support::{Told, within};
+use support::{Raw, Told, within};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Notify,
 };
-use tonic::{
-    Code, Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    metadata::MetadataValue,
-    transport::Endpoint,
-};
+use tonic::{Code, Status, metadata::MetadataValue, transport::Endpoint};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
 
 type Result<T = (), E = BoxError> = std::result::Result<T, E>;
@@ -500,44 +495,6 @@ async fn a_function_of_which_nothing_can_be_cloned_behind_a_breaker() -> Result 
     assert!(error.expect_err("it is closed").is::<Closed>());
     within(service.clone().oneshot(Order(3))).await?;
     refuses_the_third(service, || Ok(Order(0))).await
-}
-
-/// A message of gRPC as it is.
-#[derive(Clone, Copy, Debug)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }
 
 const BUY: PathAndQuery = PathAndQuery::from_static("/shop.Shop/Buy");

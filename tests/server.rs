@@ -24,7 +24,7 @@ use buttress::{
     rate_limit::{Quota, RateLimitLayer},
     retry::{DelaySource, Event, ReplayBody, RetryLayer},
 };
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use http::{Method, Request, Response, StatusCode, uri::PathAndQuery};
 use http_body_util::{BodyExt, Full};
@@ -33,11 +33,10 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use sfv::{List, ListEntry, Parser};
-use support::{Told, pass, within};
+use support::{Raw, Told, pass, within};
 use tokio::{net::TcpListener, sync::Notify};
 use tonic::{
     Code, Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     server::NamedService,
     transport::{Endpoint, Server, server::TcpIncoming},
 };
@@ -269,44 +268,6 @@ async fn the_connections_of_a_server_have_one_limiter() -> Result {
         pass(Duration::from_hours(1)).await;
     }
     Ok(())
-}
-
-/// A message of gRPC as it is.
-#[derive(Clone, Copy, Debug)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(message);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
 }
 
 type Grpc = tonic::body::Body;

@@ -13,11 +13,15 @@ use std::{
 };
 
 use buttress::{BoxError, breaker, retry};
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
     task::JoinSet,
+};
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
 /// Waits for what takes no time unless it hangs.
@@ -432,4 +436,42 @@ impl Http2Connection {
 pub(crate) fn causes(error: &BoxError) -> String {
     let causes = buttress_core::chain(&**error).map(ToString::to_string);
     causes.collect::<Vec<_>>().join(": ")
+}
+
+/// A message of gRPC as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
 }
