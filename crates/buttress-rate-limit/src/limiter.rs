@@ -624,9 +624,12 @@ impl Limiter {
 
     /// Puts right what a call was charged that has turned out to cost something else.
     pub(crate) fn settle(&self, tag: u64, reserved: u64, used: u64) {
+        if used == reserved {
+            return;
+        }
         let mut locked = lock(&self.locked);
         let now = self.nanos(clock::now());
-        let (place, _) = self.place_for(&mut locked, tag, now);
+        let (place, note) = self.place_for(&mut locked, tag, now);
         let ((), woken) = self.act(&mut locked, place, |buckets, _, now| {
             if let Some(more) = used.checked_sub(reserved) {
                 buckets.charge(now, more);
@@ -636,6 +639,9 @@ impl Limiter {
         });
         drop(locked);
         woken.into_iter().for_each(wake);
+        if let Some(note) = note {
+            self.settings.events.emit(&note);
+        }
     }
 
     /// The tokens that are there for a tag, how long until there is one, and how many wait.

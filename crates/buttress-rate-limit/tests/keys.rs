@@ -446,3 +446,26 @@ async fn a_key_that_finds_room_after_all_has_not_two_limits() {
         assert_eq!(own, 1, "what came back in a second");
     }
 }
+
+// promises: RL-22, RL-24
+#[tokio::test(start_paused = true)]
+async fn to_settle_what_was_right_takes_no_place_and_what_takes_one_is_told() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let sink = log.clone();
+    let layer = RateLimitLayer::new(per_second(1, 5))
+        .by_key(|request: &u64| *request)
+        .max_keys(count(1).try_into().unwrap())
+        .refuse()
+        .on_event(move |event| sink.lock().unwrap().push(event.clone()));
+    let handle = layer.handle();
+    for key in 0..20_u64 {
+        handle.of(&key).settle(7, 7);
+    }
+    assert_eq!((handle.keys(), log.lock().unwrap().len()), (0, 0));
+    for key in 0..9_u64 {
+        handle.of(&key).settle(0, 1);
+    }
+    // There is room for eight.
+    assert_eq!(handle.keys(), 8);
+    assert_eq!(*log.lock().unwrap(), [Event::Overflow]);
+}
