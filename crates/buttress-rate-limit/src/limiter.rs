@@ -193,7 +193,7 @@ impl Limiter {
                 },
                 _ => Standing::by_word(&self.pace.load(), full, now),
             };
-            return Asked::Refused(self.refuse(ask, denied, &standing));
+            return Asked::Refused(self.refuse(ask.cost, (ask.key)(), denied, &standing));
         }
         self.ask_in_turn(ask, since)
     }
@@ -265,7 +265,7 @@ impl Limiter {
                 return Asked::Waits(Grant::new(self.clone(), tag, cost, ticket, since));
             }
             Decision::Denied(denied) => {
-                let refused = self.refuse(ask, denied, &standing);
+                let refused = self.refuse(ask.cost, (ask.key)(), denied, &standing);
                 if !self.settings.shadow {
                     return Asked::Refused(refused);
                 }
@@ -449,17 +449,22 @@ impl Limiter {
         Some(done.0)
     }
 
-    fn refuse(&self, ask: &Ask<'_>, denied: Denied, standing: &Standing) -> BoxError {
+    fn refuse(
+        &self,
+        cost: u64,
+        key: Option<Arc<str>>,
+        denied: Denied,
+        standing: &Standing,
+    ) -> BoxError {
         let (reason, retry_after) = match denied {
             Denied::For(wait) => (Reason::Exceeded, Some(wait)),
             Denied::Forever => (Reason::TooLarge, None),
         };
-        let key = (ask.key)();
         if !self.settings.events.is_empty() {
             self.settings.events.emit(&Event::Refused {
                 reason,
                 quota: standing.quota,
-                cost: ask.cost,
+                cost,
                 retry_after,
                 key: key.clone(),
                 shadow: self.settings.shadow,
@@ -497,15 +502,7 @@ impl Limiter {
             left: 0,
             reset: Duration::ZERO,
         });
-        let ask = Ask {
-            tag,
-            cost,
-            quota: None,
-            key: &|| None,
-            due: &|| None,
-            report: &|| None,
-        };
-        self.refuse(&ask, Denied::Forever, &standing)
+        self.refuse(cost, None, Denied::Forever, &standing)
     }
 
     pub(crate) fn admitted(&self, cost: u64, waited: impl FnOnce() -> Duration) {
