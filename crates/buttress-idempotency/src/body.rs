@@ -14,6 +14,11 @@ use tokio::sync::mpsc;
 
 use crate::record::BodyPrint;
 
+/// What a body is hashed with, by the handler that reads it and for a duplicate.
+fn hasher() -> blake3::Hasher {
+    blake3::Hasher::new_derive_key("buttress idempotency 1 body")
+}
+
 /// What has been read of a request's body so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Reading(Arc<Mutex<Read>>);
@@ -28,7 +33,7 @@ struct Read {
 impl Reading {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(Read {
-            hasher: blake3::Hasher::new_derive_key("buttress idempotency 1 body"),
+            hasher: hasher(),
             length: 0,
             whole: false,
         })))
@@ -140,7 +145,7 @@ pub(crate) async fn is_of<B: Body<Data = Bytes>>(
     print: BodyPrint,
 ) -> Result<bool, B::Error> {
     let mut body = std::pin::pin!(body);
-    let mut hasher = blake3::Hasher::new_derive_key("buttress idempotency 1 body");
+    let mut hasher = hasher();
     let mut left = print.length;
     while left > 0 || print.whole {
         let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;

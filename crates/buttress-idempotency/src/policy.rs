@@ -11,6 +11,9 @@ use crate::Key;
 const DRAFT: &str =
     "https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header-07";
 
+/// Says that a response is the one to an earlier request.
+pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
 /// What a server promises about the keys of its requests.
 ///
 /// The draft of `Idempotency-Key` asks for it: whoever takes keys has to publish how, and when they expire. The three forms
@@ -182,7 +185,7 @@ impl Default for Policy {
             fails_open: false,
             releases_5xx: false,
             response_limit: 1 << 20,
-            replay_header: HeaderName::from_static("idempotency-replayed"),
+            replay_header: REPLAYED,
         }
     }
 }

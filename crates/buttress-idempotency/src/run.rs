@@ -16,15 +16,13 @@ use crate::{
     Event, Refusal, Store, StoreErrorKind,
     arm::Arm,
     body::{self, Piece, Reading, RequestBody, ResponseBody},
+    policy::REPLAYED,
     problem::Problem,
     record::{Answer, Claim, Completion, HeadPrint, Op, RecordKey, StoredResponse, Token},
     recover::Recovered,
     settings::Lapse,
     shared::{Claimed, Shared, TRUE, undo},
 };
-
-/// Says that a response is the one to an earlier request.
-const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Says that the store could not be asked, and that the handler was run all the same.
 const UNPROTECTED: HeaderName = HeaderName::from_static("idempotency-unprotected");
