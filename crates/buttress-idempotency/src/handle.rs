@@ -2,57 +2,128 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::Response;
 use tokio::time::timeout;
 
 use crate::{
-    Store, StoreError,
-    record::{Answer, Completion, Op, Record, RecordKey},
+    Counts, Event, Operation, Store, StoreError,
+    body::Reading,
+    record::{Answer, Completion, Op, Record, RecordKey, StoredResponse},
     shared::Shared,
 };
 
-/// The records of a layer, for their operator.
+/// The records of a layer, for their operator. What is done here is an [`Event::Operated`], which says who
+/// [did](Self::by) it.
+///
+/// Each operation waits for the store as long as [`store_timeout`](crate::IdempotencyLayer::store_timeout) says.
 #[derive(Debug)]
 pub struct Handle<T> {
     shared: Arc<Shared<T>>,
+    operator: Option<Arc<str>>,
 }
 
 impl<T: Store> Handle<T> {
     pub(crate) fn new(shared: Arc<Shared<T>>) -> Self {
-        Self { shared }
+        let operator = None;
+        Self { shared, operator }
+    }
+
+    /// The same for this operator, who is named in the events of what is done with it.
+    #[must_use]
+    pub fn by(&self, operator: impl Into<Arc<str>>) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            operator: Some(operator.into()),
+        }
     }
 
     /// The record of a key.
     pub async fn get(&self, key: &RecordKey) -> Result<Option<Record>, StoreError> {
-        self.shared.store.get(key).await
+        let record = self.shared.ask(self.shared.store.get(key)).await;
+        let done = matches!(record, Ok(Some(_)));
+        self.report(Operation::Show, Some(key), done);
+        record
     }
 
-    /// Up to so many records that are running or unknown, behind this key.
+    /// Up to so many records that are running or unknown, behind this key in the order of keys.
     pub async fn list_open(
         &self,
         after: Option<&RecordKey>,
         limit: usize,
     ) -> Result<Vec<(RecordKey, Record)>, StoreError> {
-        self.shared.store.list_open(after, limit).await
+        let asked = self.shared.store.list_open(after, limit);
+        let records = self.shared.ask(asked).await;
+        self.report(Operation::List, None, records.is_ok());
+        records
     }
 
-    /// Says what came of a request whose outcome is unknown: this, or that nothing was done. Returns false if it is not
-    /// unknown.
+    /// Says that a request whose outcome is unknown was done, and what it has for an answer from now on. Returns false if it
+    /// is not unknown.
+    ///
+    /// Of the answer's headers those are kept that are kept of a handler's. As nobody knows what body the request had, the
+    /// next one with this key has the answer whatever its body is.
     pub async fn settle(
         &self,
+        key: &RecordKey,
+        answer: Response<Bytes>,
+    ) -> Result<bool, StoreError> {
+        let (head, body) = answer.into_parts();
+        let completion = Completion {
+            body: Reading::new().print(),
+            response: StoredResponse {
+                body: Some(body),
+                ..self.shared.settings.keep(&head)
+            },
+        };
+        self.end(Operation::Settle, key, Some(completion)).await
+    }
+
+    /// Says that of a request whose outcome is unknown nothing was done: the next one with this key is run. Returns false if
+    /// it is not unknown.
+    pub async fn release(&self, key: &RecordKey) -> Result<bool, StoreError> {
+        self.end(Operation::Release, key, None).await
+    }
+
+    async fn end(
+        &self,
+        operation: Operation,
         key: &RecordKey,
         completion: Option<Completion>,
     ) -> Result<bool, StoreError> {
         let ttl = self.shared.settings.ttl;
-        let settled = self
-            .shared
-            .step(key, Op::Settle { completion, ttl })
-            .await?;
-        Ok(settled == Answer::Accepted)
+        let settle = Op::Settle { completion, ttl };
+        let settled = self.shared.step(key, settle).await;
+        let settled = settled.map(|answer| answer == Answer::Accepted);
+        self.report(operation, Some(key), matches!(settled, Ok(true)));
+        settled
     }
 
-    /// Forgets up to so many records that have expired.
+    /// Forgets up to so many records that have expired, and returns how many.
     pub async fn purge_expired(&self, limit: usize) -> Result<usize, StoreError> {
-        self.shared.store.purge_expired(limit).await
+        let asked = self.shared.store.purge_expired(limit);
+        let purged = self.shared.ask(asked).await;
+        self.report(Operation::Purge, None, purged.is_ok());
+        purged
+    }
+
+    fn report(&self, operation: Operation, key: Option<&RecordKey>, done: bool) {
+        self.shared.emit(&Event::Operated {
+            operation,
+            key: key.cloned(),
+            by: self.operator.clone(),
+            done,
+        });
+    }
+
+    /// What has happened since the layer was made, in this process.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.counters.read()
+    }
+
+    pub(crate) fn answer_limit(&self) -> usize {
+        self.shared.settings.max_response
     }
 
     /// Waits for the handlers that are still running, for this time at most; those that take longer are cut off, and their
@@ -72,7 +143,9 @@ impl<T: Store> Handle<T> {
 
 impl<T> Clone for Handle<T> {
     fn clone(&self) -> Self {
-        let shared = self.shared.clone();
-        Self { shared }
+        Self {
+            shared: self.shared.clone(),
+            operator: self.operator.clone(),
+        }
     }
 }

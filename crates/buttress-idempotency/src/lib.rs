@@ -98,6 +98,7 @@ mod problem;
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
 mod memory;
+mod operator;
 pub mod record;
 mod recover;
 mod run;
@@ -111,11 +112,12 @@ pub mod testing;
 pub use arm::{Arm, ArmError};
 pub use body::{RequestBody, ResponseBody};
 pub use client::{IdempotencyKey, IdempotencyKeyLayer};
-pub use event::Event;
+pub use event::{Counts, Event, Operation};
 pub use handle::Handle;
 pub use key::{Key, KeyError};
 pub use layer::{Global, IdempotencyLayer, Scope};
 pub use memory::MemoryStore;
+pub use operator::{OperatorFuture, OperatorView};
 pub use policy::{Policy, Refusal};
 pub use recover::Recovered;
 pub use service::Idempotency;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 
 use crate::{Refusal, StoreErrorKind, settings::Settings};
@@ -47,19 +47,8 @@ impl Problem {
 
     pub(crate) fn response(self, settings: &Settings) -> Response<Bytes> {
         let refusal = self.refusal();
-        let status = refusal.status();
-        let body = Body {
-            r#type: "about:blank",
-            title: refusal.title(),
-            status: status.as_u16(),
-            code: refusal.code(),
-        };
-        let body = serde_json::to_vec(&body).expect("it is text and a number");
-        let mut response = Response::new(Bytes::from(body));
-        *response.status_mut() = status;
+        let mut response = problem(refusal.status(), refusal.code(), refusal.title());
         let headers = response.headers_mut();
-        let problem = HeaderValue::from_static("application/problem+json");
-        headers.insert(header::CONTENT_TYPE, problem);
         if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
@@ -70,4 +59,24 @@ impl Problem {
         }
         response
     }
+}
+
+/// A response with a problem of RFC 9457.
+pub(crate) fn problem(
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+) -> Response<Bytes> {
+    let body = Body {
+        r#type: "about:blank",
+        title,
+        status: status.as_u16(),
+        code,
+    };
+    let body = serde_json::to_vec(&body).expect("it is text and a number");
+    let mut response = Response::new(Bytes::from(body));
+    *response.status_mut() = status;
+    let problem = HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(header::CONTENT_TYPE, problem);
+    response
 }

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Event, Store, StoreError, StoreErrorKind,
+    event::Counters,
     record::{Answer, Completion, Op, RecordKey, StoredResponse, Token},
     settings::Settings,
 };
@@ -29,6 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Shared<T> {
     pub(crate) store: T,
     pub(crate) settings: Settings,
+    pub(crate) counters: Counters,
     /// What runs apart from its connection.
     pub(crate) tasks: TaskTracker,
     /// Tells them that there is no more time.
@@ -42,16 +44,25 @@ impl<T: Store> Shared<T> {
         Self {
             store,
             settings,
+            counters: Counters::default(),
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
             flights: Mutex::default(),
         }
     }
 
-    /// Asks the store, and waits no longer than for its time.
+    /// Does one operation on a record.
     pub(crate) async fn step(&self, key: &RecordKey, op: Op) -> Result<Answer, StoreError> {
-        let asked = timeout(self.settings.store_timeout, self.store.step(key, op)).await;
-        let answer = asked.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::TimedOut)));
+        self.ask(self.store.step(key, op)).await
+    }
+
+    /// Asks the store, and waits no longer than for its time.
+    pub(crate) async fn ask<A>(
+        &self,
+        asked: impl Future<Output = Result<A, StoreError>>,
+    ) -> Result<A, StoreError> {
+        let answer = timeout(self.settings.store_timeout, asked).await;
+        let answer = answer.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::TimedOut)));
         if let Err(error) = &answer {
             let kind = error.kind();
             self.emit(&Event::StoreFailed { kind });
@@ -74,6 +85,7 @@ impl<T: Store> Shared<T> {
     }
 
     pub(crate) fn emit(&self, event: &Event) {
+        self.counters.count(event);
         self.settings.events.emit(event);
     }
 

@@ -482,8 +482,8 @@ async fn a_panic_leaves_an_outcome_that_is_unknown_at_once_and_can_be_settled() 
         (409, "idempotency-outcome-unknown")
     );
     let (handle, key) = (layer.handle(), store.only_key().unwrap());
-    assert!(handle.settle(&key, None).await.unwrap());
-    assert!(!handle.settle(&key, None).await.unwrap());
+    assert!(handle.release(&key).await.unwrap());
+    assert!(!handle.release(&key).await.unwrap());
     assert!(handle.get(&key).await.unwrap().is_none());
     assert!(ask().await.unwrap_err().is_panic(), "it is run again");
 }

@@ -93,6 +93,16 @@ impl Records {
         self.0.lock().unwrap().records.keys().next().cloned()
     }
 
+    /// Is it in the mood to answer?
+    async fn answers(&self) -> Result<(), StoreError> {
+        let mood = self.0.lock().unwrap().mood;
+        match mood {
+            Mood::Fails => Err(StoreError::new(StoreErrorKind::Unavailable)),
+            Mood::Hangs => pending().await,
+            _ => Ok(()),
+        }
+    }
+
     pub fn text(&self) -> String {
         format!("{:?}", self.0.lock().unwrap())
     }
@@ -142,6 +152,7 @@ impl Store for Records {
     }
 
     async fn get(&self, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+        self.answers().await?;
         let inside = self.0.lock().unwrap();
         Ok(inside.records.get(key).and_then(|record| record.at(now())))
     }
@@ -151,10 +162,12 @@ impl Store for Records {
         _: Option<&RecordKey>,
         _: usize,
     ) -> Result<Vec<(RecordKey, Record)>, StoreError> {
+        self.answers().await?;
         Ok(Vec::new())
     }
 
     async fn purge_expired(&self, _: usize) -> Result<usize, StoreError> {
+        self.answers().await?;
         Ok(0)
     }
 }
