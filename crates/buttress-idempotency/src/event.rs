@@ -34,6 +34,9 @@ pub enum Event {
     Released,
     /// It is not known what a run has done: it was cut off, it panicked, or its lease was over.
     Abandoned,
+    /// A handler has answered whose key was meanwhile run again, settled or forgotten: its own client has the answer, and
+    /// nobody else ever gets it. Its effects may be there twice.
+    Superseded,
     /// A duplicate got the answer to the first request.
     Replayed,
     /// A duplicate came while the first request was running.
@@ -92,6 +95,8 @@ pub struct Counts {
     pub released: u64,
     /// Runs that were cut off, or panicked.
     pub abandoned: u64,
+    /// Handlers that answered when their key was not theirs any more.
+    pub superseded: u64,
     /// Duplicates that got the answer to the first request.
     pub replays: u64,
     /// Duplicates that came while the first request was running.
@@ -108,7 +113,7 @@ pub struct Counts {
 
 /// Counts as it goes.
 #[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; 10]);
+pub(crate) struct Counters([AtomicU64; 11]);
 
 impl Counters {
     pub(crate) fn count(&self, event: &Event) {
@@ -117,12 +122,13 @@ impl Counters {
             Event::Completed { .. } => 1,
             Event::Released => 2,
             Event::Abandoned => 3,
-            Event::Replayed => 4,
-            Event::InFlight => 5,
-            Event::OutcomeUnknown => 6,
-            Event::Mismatch => 7,
-            Event::Rejected => 8,
-            Event::StoreFailed { .. } => 9,
+            Event::Superseded => 4,
+            Event::Replayed => 5,
+            Event::InFlight => 6,
+            Event::OutcomeUnknown => 7,
+            Event::Mismatch => 8,
+            Event::Rejected => 9,
+            Event::StoreFailed { .. } => 10,
             Event::Operated { .. } => return,
         };
         self.0[place].fetch_add(1, Ordering::Relaxed);
@@ -135,12 +141,13 @@ impl Counters {
             completed: count(1),
             released: count(2),
             abandoned: count(3),
-            replays: count(4),
-            in_flight: count(5),
-            outcome_unknown: count(6),
-            mismatches: count(7),
-            rejected: count(8),
-            store_errors: count(9),
+            superseded: count(4),
+            replays: count(5),
+            in_flight: count(6),
+            outcome_unknown: count(7),
+            mismatches: count(8),
+            rejected: count(9),
+            store_errors: count(10),
         }
     }
 }

@@ -390,12 +390,10 @@ impl<T: Store> Keep<T> {
         meanwhile: impl FnOnce(),
     ) {
         let took = clock::now().saturating_duration_since(self.start);
-        let omitted = body.is_none();
-        self.shared.emit(&Event::Completed { took, omitted });
         let completion = Completion {
             body: self.reading.print(),
             response: StoredResponse { body, ..response },
         };
-        self.claimed.complete(completion, meanwhile).await;
+        self.claimed.complete(completion, took, meanwhile).await;
     }
 }

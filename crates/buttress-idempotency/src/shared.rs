@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Event, Store, StoreError, StoreErrorKind,
     event::Counters,
-    record::{Answer, Completion, Op, RecordKey, StoredResponse, Token},
+    record::{Answer, Completion, Op, RecordKey, Token},
     settings::Settings,
 };
 
@@ -156,8 +156,13 @@ impl<T: Store> Claimed<T> {
         }
     }
 
-    /// It is done. `meanwhile` is called when the record says so, or if the store cannot for now.
-    pub(crate) async fn complete(mut self, completion: Completion, meanwhile: impl FnOnce()) {
+    /// It is done, and took so long. `meanwhile` is called when the record says so, or if the store cannot for now.
+    pub(crate) async fn complete(
+        mut self,
+        mut completion: Completion,
+        took: Duration,
+        meanwhile: impl FnOnce(),
+    ) {
         self.ended = true;
         let (token, ttl) = (self.token, self.shared.settings.ttl);
         let op = |completion| Op::Complete {
@@ -167,27 +172,24 @@ impl<T: Store> Claimed<T> {
         };
         let first = self.shared.step(&self.key, op(completion.clone())).await;
         meanwhile();
-        let Err(error) = first else {
-            return;
-        };
-        let full = matches!(
-            error.kind(),
-            StoreErrorKind::Full | StoreErrorKind::ScopeFull
-        );
-        let completion = if full {
-            // There is no room for it all, and it must not be run again.
-            let response = StoredResponse {
-                body: None,
-                ..completion.response
-            };
-            Completion {
-                response,
-                ..completion
+        let answer = match first {
+            Ok(Answer::Refused) => return self.shared.emit(&Event::Superseded),
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                if let StoreErrorKind::Full | StoreErrorKind::ScopeFull = error.kind() {
+                    // There is no room for it all, and it must not be run again.
+                    completion.response.body = None;
+                }
+                let op = op(completion.clone());
+                self.shared.step_at_last(&self.key, op).await
             }
-        } else {
-            completion
         };
-        self.shared.step_at_last(&self.key, op(completion)).await;
+        let omitted = completion.response.body.is_none();
+        // What is refused by now may have been done by what seemed to have failed.
+        self.shared.emit(&match answer {
+            Some(_) => Event::Completed { took, omitted },
+            None => Event::Abandoned,
+        });
     }
 }
 

@@ -326,7 +326,7 @@ async fn what_happens_is_counted() {
     assert_eq!(
         counts,
         json!({
-            "runs": 3, "completed": 1, "released": 0, "abandoned": 1, "replays": 1, "in_flight": 1,
+            "runs": 3, "completed": 1, "released": 0, "abandoned": 1, "superseded": 0, "replays": 1, "in_flight": 1,
             "outcome_unknown": 1, "mismatches": 1, "rejected": 1,
             // The claim, and what undoes it in case.
             "store_errors": 2,

@@ -433,6 +433,11 @@ async fn a_second_run_is_the_one_that_counts() {
             "run 2 of 6 bytes"
         );
     }
+    let counts = layer.handle().counts();
+    assert_eq!(
+        (counts.runs, counts.superseded, counts.completed),
+        (2, 1, 1)
+    );
 }
 
 // promise: ID-13
