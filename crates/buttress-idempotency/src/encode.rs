@@ -100,7 +100,10 @@ mod tests {
             fence: 1 << 50,
             first_seen: Moment(1_790_000_000_000_000),
             expires_at: Moment(1_790_000_086_400_000),
-            state: State::Done(Completion { body, response }),
+            state: State::Done {
+                token: Some(Token(5)),
+                completion: Completion { body, response },
+            },
         }
     }
 
@@ -135,8 +138,12 @@ mod tests {
                 headers,
                 body,
             });
-        let done = (body, response)
-            .prop_map(|(body, response)| State::Done(Completion { body, response }));
+        let done = (any::<Option<u128>>(), body, response).prop_map(|(token, body, response)| {
+            State::Done {
+                token: token.map(Token),
+                completion: Completion { body, response },
+            }
+        });
         (
             any::<[u8; 32]>(),
             any::<[u64; 3]>(),
@@ -230,7 +237,7 @@ mod tests {
         let hash = blake3::hash(&bytes);
         assert_eq!(
             hash.to_hex().as_str(),
-            "2e11266632ada1ad322b5c9d14246becc0756cd6127f6ca5cdfbf6835da58f10"
+            "2db5dd9705ed833e953ab894247debc9ce3580018a7e8ce1389a363fa87ad71c"
         );
     }
 

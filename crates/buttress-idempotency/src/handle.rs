@@ -73,7 +73,7 @@ impl<T: Store> Handle<T> {
             body: Reading::new().print(),
             response: StoredResponse {
                 body: Some(body),
-                ..self.shared.settings.keep(&head)
+                ..self.shared.settings.keep(head.status, &head.headers)
             },
         };
         self.end(Operation::Settle, key, Some(completion)).await

@@ -134,7 +134,7 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.wait = Some(wait))
     }
 
-    /// Has the handler say with [`Arm`](crate::Arm) from when on its effects are seen; by default they may be from the
+    /// Has the handler say with [`Lease::arm`](crate::Lease::arm) from when on its effects are seen; by default they may be from the
     /// beginning. What dies before that leaves the key free.
     #[must_use]
     pub fn explicit_arm(self) -> Self {

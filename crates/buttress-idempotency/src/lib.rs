@@ -84,7 +84,6 @@
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
 
-mod arm;
 mod body;
 pub mod client;
 pub mod encode;
@@ -93,6 +92,7 @@ pub mod future;
 mod handle;
 mod key;
 mod layer;
+mod lease;
 mod policy;
 mod problem;
 #[doc = include_str!("../PROMISES.md")]
@@ -109,13 +109,13 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use arm::{Arm, ArmError};
 pub use body::{RequestBody, ResponseBody};
 pub use client::{IdempotencyKey, IdempotencyKeyLayer};
 pub use event::{Counts, Event, Operation};
 pub use handle::Handle;
 pub use key::{Key, KeyError};
 pub use layer::{Global, IdempotencyLayer, Scope};
+pub use lease::{Lease, LeaseError};
 pub use memory::MemoryStore;
 pub use operator::{OperatorFuture, OperatorView};
 pub use policy::{Policy, Refusal};

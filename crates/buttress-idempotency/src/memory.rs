@@ -26,7 +26,7 @@ const MAX_BYTES: usize = 64 << 20;
 const SHARE: usize = 8;
 
 /// What a record takes besides what is in it: its places in the map and in the orders, and what those have to spare.
-const OVERHEAD: usize = 768;
+const OVERHEAD: usize = 832;
 
 /// What is kept free for the answer of a record from the beginning.
 const RESERVED: usize = 512;
@@ -284,7 +284,7 @@ impl Ledger {
         let place = Place {
             until: record.kept_until(),
             bytes: size(key, &record),
-            is_open: !matches!(record.state, State::Done(_)),
+            is_open: !matches!(record.state, State::Done { .. }),
         };
         // What does not grow has its room already.
         let had = before.as_ref().map_or(0, |(_, place)| place.bytes);
@@ -372,7 +372,7 @@ fn expired(expiries: &BTreeSet<(Moment, Arc<RecordKey>)>, now: Moment) -> Option
 /// The bytes that a record counts.
 fn size(key: &RecordKey, record: &Record) -> usize {
     let response = match &record.state {
-        State::Done(completion) => {
+        State::Done { completion, .. } => {
             let response = &completion.response;
             let headers = response.headers.iter().map(|(name, value)| {
                 // Each is a string and a handle of shared bytes, and both have an allocation of their own.
@@ -727,7 +727,7 @@ mod tests {
                 prop_assert_eq!((places, shared), (ledger.records.len(), bytes));
                 let open = plain.iter().filter_map(|(key, record)| {
                     let record = record.at(now)?;
-                    (!matches!(record.state, State::Done(_))).then(|| (key.clone(), record))
+                    (!matches!(record.state, State::Done { .. })).then(|| (key.clone(), record))
                 });
                 prop_assert_eq!(ledger.list_open(None, usize::MAX, now), open.collect::<Vec<_>>());
             }

@@ -232,7 +232,7 @@ fn name(state: &State) -> &'static str {
     match state {
         State::Running { .. } => "running",
         State::Unknown { .. } => "unknown",
-        State::Done(_) => "done",
+        State::Done { .. } => "done",
     }
 }
 
@@ -258,7 +258,7 @@ fn show(key: &RecordKey, record: &Record) -> Value {
             shown["armed"] = (*armed).into();
         }
         State::Unknown { .. } => {}
-        State::Done(completion) => {
+        State::Done { completion, .. } => {
             let response = &completion.response;
             let headers = response.headers.iter();
             let headers = headers.map(|(name, value)| (name, String::from_utf8_lossy(value)));

@@ -112,7 +112,12 @@ pub enum State {
         token: Token,
     },
     /// It is done.
-    Done(Completion),
+    Done {
+        /// By whom; nothing if somebody else has said that it was.
+        token: Option<Token>,
+        /// How.
+        completion: Completion,
+    },
 }
 
 /// A moment on the clock of a store, in microseconds since 1970.
@@ -240,6 +245,10 @@ pub enum Answer {
 
 /// What becomes of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for a moment, and a box would be an allocation for each step"
+)]
 pub enum Change {
     /// It stays as it is.
     Keep,
@@ -284,7 +293,15 @@ impl Record {
                 ..
             } => lease_until,
             State::Running { lease_until, .. } => lease_until.max(self.expires_at),
-            State::Unknown { .. } | State::Done(_) => self.expires_at,
+            State::Unknown { .. } | State::Done { .. } => self.expires_at,
+        }
+    }
+
+    /// Who has done it.
+    fn done_by(&self) -> Option<Token> {
+        match self.state {
+            State::Done { token, .. } => token,
+            State::Running { .. } | State::Unknown { .. } => None,
         }
     }
 
@@ -292,7 +309,7 @@ impl Record {
     fn holder(&self) -> Option<Token> {
         match self.state {
             State::Running { token, .. } | State::Unknown { token } => Some(token),
-            State::Done(_) => None,
+            State::Done { .. } => None,
         }
     }
 }
@@ -333,7 +350,7 @@ pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (
                     };
                     accept(Record { state, ..record })
                 }
-                State::Unknown { .. } | State::Done(_) => REFUSED,
+                State::Unknown { .. } | State::Done { .. } => REFUSED,
             },
             None => REFUSED,
         },
@@ -342,7 +359,11 @@ pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (
             completion,
             ttl,
         } => match held_by(*token) {
-            Some(record) => accept(record.done(completion, now.after(*ttl))),
+            Some(record) => accept(record.done(Some(*token), completion, now.after(*ttl))),
+            // He has completed it, and has not heard so. It stays as he did it first.
+            None if current.is_some_and(|record| record.done_by() == Some(*token)) => {
+                (Answer::Accepted, Change::Keep)
+            }
             None => REFUSED,
         },
         Op::Release { token } => match held_by(*token) {
@@ -361,7 +382,7 @@ pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (
         },
         Op::Settle { completion, ttl } => match current {
             Some(record) if matches!(record.state, State::Unknown { .. }) => match completion {
-                Some(completion) => accept(record.clone().done(completion, now.after(*ttl))),
+                Some(completion) => accept(record.clone().done(None, completion, now.after(*ttl))),
                 None => (Answer::Accepted, Change::Remove),
             },
             _ => REFUSED,
@@ -391,7 +412,7 @@ fn claim_step(
             lease_left: lease_until.since(now),
         },
         Some(Record {
-            state: State::Done(completion),
+            state: State::Done { completion, .. },
             ..
         }) => Answer::Done(completion.clone()),
         Some(_) if !claim.rerun => Answer::Unknown,
@@ -424,9 +445,10 @@ fn claim_step(
 }
 
 impl Record {
-    fn done(self, completion: &Completion, expires_at: Moment) -> Self {
+    fn done(self, token: Option<Token>, completion: &Completion, expires_at: Moment) -> Self {
+        let completion = completion.clone();
         Self {
-            state: State::Done(completion.clone()),
+            state: State::Done { token, completion },
             expires_at,
             ..self
         }
@@ -590,8 +612,13 @@ mod tests {
         for token in [ALICE, BOB] {
             assert_eq!(desk.claim(claim(token)), Answer::Done(completion(201)));
         }
-        // Whoever was at it is not any more.
-        assert!(all_of(ALICE).iter().all(|op| desk.refuses(op)));
+        // Whoever was at it is not any more. He may say once more that he has done it, and how changes nothing.
+        let before = desk.record.clone();
+        assert!(desk.accepts(&complete(ALICE, 500)));
+        assert_eq!(desk.record, before);
+        assert!(desk.refuses(&complete(BOB, 201)));
+        let [heartbeat, arm, _, release] = all_of(ALICE);
+        assert!([heartbeat, arm, release].iter().all(|op| desk.refuses(op)));
         assert!(desk.refuses(&settle(Some(500))));
     }
 
@@ -960,9 +987,13 @@ mod tests {
                 });
                 return "won".to_owned();
             }
-            let Some(page) = self.page.as_mut().filter(|page| page.answer.is_none()) else {
+            let Some(page) = &mut self.page else {
                 return no();
             };
+            if page.answer.is_some() {
+                let again = matches!(ask, Ask::Complete(who, ..) if who == page.owner);
+                return if again { yes() } else { no() };
+            }
             let busy = page.busy_until.is_some();
             match ask {
                 Ask::Heartbeat(who, lease) if who == page.owner => {
@@ -975,6 +1006,7 @@ mod tests {
                     page.forget = now + ttl;
                 }
                 Ask::Settle(Some(answer), ttl) if !busy => {
+                    page.owner = u128::MAX;
                     page.answer = Some(answer);
                     page.forget = now + ttl;
                 }

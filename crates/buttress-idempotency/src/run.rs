@@ -14,8 +14,8 @@ use tower_service::Service;
 
 use crate::{
     Event, Refusal, Store, StoreErrorKind,
-    arm::Arm,
     body::{self, Piece, Reading, RequestBody, ResponseBody},
+    lease::{self, Lease},
     policy::REPLAYED,
     problem::Problem,
     record::{Answer, Claim, Completion, HeadPrint, Op, RecordKey, StoredResponse, Token},
@@ -67,7 +67,7 @@ where
             let problem = match self.shared.step(&self.key, claim).await {
                 Ok(Answer::Won { fence }) => {
                     self.shared.emit(&Event::Run { fence });
-                    return self.run_it(token, ready, reply).await;
+                    return self.run_it(token, fence, ready, reply).await;
                 }
                 Ok(Answer::Done(completion)) => {
                     let response = self.replay(completion).await;
@@ -137,7 +137,7 @@ where
             body: reading.print(),
             response: StoredResponse {
                 body: Some(bytes),
-                ..settings.keep(&head)
+                ..settings.keep(head.status, &head.headers)
             },
         };
         let settle = Op::Settle {
@@ -159,19 +159,23 @@ where
         }
     }
 
-    async fn run_it(mut self, token: Token, ready: bool, reply: Reply<RB, S::Error>) {
+    async fn run_it(mut self, token: Token, fence: u64, ready: bool, reply: Reply<RB, S::Error>) {
         let claimed = Claimed::new(self.shared.clone(), self.key.clone(), token);
         let heartbeat = claimed.heartbeat();
         let work = async move {
             if !ready && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await {
-                claimed.release().await;
-                return drop(reply.send(Err(error)));
+                return claimed.release(|| drop(reply.send(Err(error)))).await;
             }
             let reading = Reading::new();
             let body = RequestBody::hashed(self.body, reading.clone());
             let mut request = Request::from_parts(self.parts, body);
-            let arm = Arm::new(self.shared.clone(), self.key.clone(), token);
-            request.extensions_mut().insert(arm);
+            request.extensions_mut().insert(Lease::of(lease::Claim {
+                shared: self.shared.clone(),
+                key: self.key.clone(),
+                token,
+                fence,
+                reading: reading.clone(),
+            }));
             let start = clock::now();
             match self.service.call(request).await {
                 Ok(response) if self.shared.settings.is_kept(&response) => {
@@ -184,16 +188,17 @@ where
                     keep.keep(response, reply).await;
                 }
                 Ok(response) => {
-                    claimed.release().await;
-                    let _ = reply.send(Ok(response.map(ResponseBody::of_service)));
+                    let response = response.map(ResponseBody::of_service);
+                    claimed.release(|| drop(reply.send(Ok(response)))).await;
                 }
                 Err(error) => {
-                    if never_ran(&error) {
-                        claimed.release().await;
+                    let never_ran = never_ran(&error);
+                    let reply = || drop(reply.send(Err(error)));
+                    if never_ran {
+                        claimed.release(reply).await;
                     } else {
-                        drop(claimed);
+                        claimed.abandon(reply).await;
                     }
-                    let _ = reply.send(Err(error));
                 }
             }
         };
@@ -349,7 +354,7 @@ impl<T: Store> Keep<T> {
                 }
             }
         }
-        let print = self.shared.settings.keep(&parts);
+        let print = self.shared.settings.keep(parts.status, &parts.headers);
         if ended && kept.fits {
             let body = kept.bytes.freeze();
             let whole = Response::from_parts(parts, ResponseBody::whole(body.clone()));

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use buttress_core::{Events, Rejected};
 use bytes::Bytes;
-use http::{HeaderName, Method, Response, StatusCode, header, response};
+use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header};
 
 use crate::{Event, Policy, record::StoredResponse, recover::Recover};
 
@@ -114,15 +114,14 @@ impl Settings {
     }
 
     /// The head of a response as it is kept.
-    pub(crate) fn keep(&self, head: &response::Parts) -> StoredResponse {
-        let headers = head.headers.iter();
-        let replayed = headers.filter(|(name, _)| self.is_replayed(name));
+    pub(crate) fn keep(&self, status: StatusCode, headers: &HeaderMap) -> StoredResponse {
+        let replayed = headers.iter().filter(|(name, _)| self.is_replayed(name));
         let headers = replayed.map(|(name, value)| {
             let value = Bytes::copy_from_slice(value.as_bytes());
             (name.as_str().to_owned(), value)
         });
         StoredResponse {
-            status: head.status.as_u16(),
+            status: status.as_u16(),
             headers: headers.collect(),
             body: None,
         }

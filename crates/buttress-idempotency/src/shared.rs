@@ -145,13 +145,26 @@ impl<T: Store> Claimed<T> {
         }
     }
 
-    /// Nothing was done.
-    pub(crate) async fn release(mut self) {
-        self.ended = true;
+    /// Nothing was done. `meanwhile` is called when the record says so, or if the store cannot for now.
+    pub(crate) async fn release(self, meanwhile: impl FnOnce()) {
         let token = self.token;
-        self.shared.emit(&Event::Released);
-        let op = Op::Release { token };
-        if self.shared.step(&self.key, op.clone()).await.is_err() {
+        self.give_up(Op::Release { token }, Event::Released, meanwhile)
+            .await;
+    }
+
+    /// Nobody knows what was done.
+    pub(crate) async fn abandon(self, meanwhile: impl FnOnce()) {
+        let token = self.token;
+        self.give_up(Op::Abandon { token }, Event::Abandoned, meanwhile)
+            .await;
+    }
+
+    async fn give_up(mut self, op: Op, event: Event, meanwhile: impl FnOnce()) {
+        self.ended = true;
+        self.shared.emit(&event);
+        let failed = self.shared.step(&self.key, op.clone()).await.is_err();
+        meanwhile();
+        if failed {
             self.shared.step_at_last(&self.key, op).await;
         }
     }

@@ -133,7 +133,7 @@ impl Plain {
 fn holder(record: &Record) -> Option<Token> {
     match record.state {
         State::Running { token, .. } | State::Unknown { token } => Some(token),
-        State::Done(_) => None,
+        State::Done { .. } => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use buttress_core::{BoxError, Rejected, clock};
 use buttress_idempotency::{
-    Arm, Global, IdempotencyLayer, Lapse, Recovered, RequestBody, record::State,
+    Global, IdempotencyLayer, Lapse, Lease, Recovered, RequestBody, record::State,
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -156,7 +156,7 @@ async fn what_is_streamed_comes_at_once_and_is_kept_whoever_reads_it() {
     assert!(clock::now().saturating_duration_since(start) <= Duration::from_millis(11));
     // He reads no more, and keeps the connection.
     sleep(Duration::from_secs(5)).await;
-    assert!(matches!(store.only().unwrap().state, State::Done(_)));
+    assert!(matches!(store.only().unwrap().state, State::Done { .. }));
     let (_, replay, _) = read(service.oneshot(post("k", "apples")).await.unwrap()).await;
     let rest = body.collect().await.unwrap().to_bytes();
     assert_eq!((replay.len(), rest.len()), (100 * 1_024, 99 * 1_024));
@@ -449,12 +449,12 @@ async fn what_dies_before_it_is_armed_leaves_the_key_free() {
         let handler = move |request: Request<RequestBody<Body>>| {
             let run = counted.begin();
             async move {
-                let arm = request.extensions().get::<Arm>().unwrap().clone();
+                let lease = request.extensions().get::<Lease>().unwrap().clone();
                 if arms {
-                    arm.arm().await?;
+                    lease.arm().await?;
                 }
                 assert!(run > 1, "it dies");
-                arm.arm().await?;
+                lease.arm().await?;
                 Ok::<_, BoxError>(Response::new(body("done")))
             }
         };

@@ -34,55 +34,71 @@
 //! # }
 //! ```
 //!
-//! A handler that books a payment and the completion of its request in one transaction. Whenever the process is killed,
-//! there are both afterwards or neither:
+//! A server whose handler books a payment and the completion of its request in one transaction. Whenever the process is
+//! killed, there are both afterwards or neither:
 //!
 //! ```
-//! use std::time::Duration;
+//! use std::sync::{Arc, Mutex};
 //!
+//! use axum::{Extension, Router, extract::State, response::IntoResponse, routing::post};
 //! use buttress_core::BoxError;
-//! use buttress_idempotency::record::{Completion, RecordKey, Token};
+//! use buttress_idempotency::{Global, IdempotencyLayer, Lease};
 //! use buttress_sqlite::{SqliteStore, rusqlite::Connection};
+//! use bytes::Bytes;
+//! use http::{Response, StatusCode};
 //!
-//! fn pay(
-//!     store: &SqliteStore,
-//!     connection: &mut Connection,
-//!     (key, token): (&RecordKey, Token),
-//!     completion: &Completion,
-//! ) -> Result<(), BoxError> {
-//!     const A_DAY: Duration = Duration::from_hours(24);
-//!     store.complete_with(connection, key, token, A_DAY, |transaction| {
-//!         let book = "INSERT INTO payments (payee, cents) VALUES (?1, ?2)";
-//!         transaction.execute(book, ("bob", 12_00))?;
-//!         Ok((completion.clone(), ()))
-//!     })
+//! type Books = (SqliteStore, Arc<Mutex<Connection>>);
+//!
+//! /// Pays so many cents. The order is read to its end before that, by the last argument.
+//! async fn pay(
+//!     State((store, connection)): State<Books>,
+//!     Extension(lease): Extension<Lease>,
+//!     cents: String,
+//! ) -> axum::response::Response {
+//!     let paid = move || {
+//!         let mut connection = connection.lock().unwrap();
+//!         store.complete_with(&mut connection, &lease, |transaction| {
+//!             transaction.execute("INSERT INTO payments VALUES (?1)", [&cents])?;
+//!             Ok::<_, BoxError>(Response::builder().status(201).body("paid".into())?)
+//!         })
+//!     };
+//!     // SQLite blocks.
+//!     match tokio::task::spawn_blocking(paid).await {
+//!         Ok(Ok(answer)) => answer.map(Into::into),
+//!         _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+//!     }
 //! }
-//! # use buttress_idempotency::{Store, record::{BodyPrint, Claim, HeadPrint, Op, StoredResponse}};
+//!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), BoxError> {
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("payments.db");
-//!
 //! let store = SqliteStore::open(path)?;
-//! let mut connection = store.connect()?;
-//! connection.execute_batch("CREATE TABLE payments (payee TEXT, cents INTEGER)")?;
-//! # let (key, token) = (RecordKey::new("", "a"), Token::random());
-//! # let claim = Claim { head: HeadPrint([0; 32]), token, lease: A_DAY, ttl: A_DAY, armed: false, rerun: false };
-//! # store.step(&key, Op::Claim(claim)).await?;
-//! # const A_DAY: Duration = Duration::from_hours(24);
-//! # let response = StoredResponse { status: 201, headers: Vec::new(), body: None };
-//! # let completion = Completion { body: BodyPrint { hash: [0; 32], length: 0, whole: true }, response };
-//! pay(&store, &mut connection, (&key, token), &completion)?;
-//! // Once more is not possible: the record is done.
-//! assert!(pay(&store, &mut connection, (&key, token), &completion).is_err());
-//! # let paid: i64 = connection.query_row("SELECT sum(cents) FROM payments", (), |row| row.get(0))?;
-//! # assert_eq!(paid, 12_00);
+//! let connection = store.connect()?;
+//! connection.execute_batch("CREATE TABLE IF NOT EXISTS payments (cents INTEGER)")?;
+//! let once = IdempotencyLayer::new(store.clone(), Global)
+//!     .required()
+//!     // A handler that has died or failed before its transaction was committed has done nothing.
+//!     .explicit_arm()
+//!     .release_5xx();
+//! let app: Router = Router::new()
+//!     .route("/payments", post(pay))
+//!     .with_state((store, Arc::new(Mutex::new(connection))))
+//!     .layer(once);
+//! # for replayed in [false, true] {
+//! #     let request = http::Request::post("/payments").header("idempotency-key", "7");
+//! #     let request = request.body(axum::body::Body::from("1200"))?;
+//! #     let answer = tower::ServiceExt::oneshot(app.clone(), request).await?;
+//! #     assert_eq!(answer.status(), 201);
+//! #     assert_eq!(answer.headers().contains_key("idempotency-replayed"), replayed);
+//! # }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A handler that does all it does in that transaction has no reason to arm its claim: where it dies, nothing was done, and
-//! it may be run again.
+//! A handler that does all it does in that transaction has no reason to [arm](buttress_idempotency::Lease::arm) its lease:
+//! where it dies, nothing was done, and the request is run again when the lease is over. What has been committed stays done,
+//! whatever the handler answers after that.
 //!
 //! # Defaults
 //!

@@ -86,7 +86,7 @@ impl Columns {
                 Some(lease_until),
             ),
             State::Unknown { .. } => (Stage::Unknown, None),
-            State::Done(_) => (Stage::Done, None),
+            State::Done { .. } => (Stage::Done, None),
         };
         Self {
             state,

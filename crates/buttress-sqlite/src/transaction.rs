@@ -3,9 +3,11 @@
 use std::{error::Error, fmt, time::Duration};
 
 use buttress_idempotency::{
-    StoreError,
-    record::{Answer, Completion, Op, RecordKey, State, Token},
+    Lease, StoreError,
+    record::{Answer, Completion, Moment, Op, RecordKey, State, Token},
 };
+use bytes::Bytes;
+use http::Response;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::{SqliteStore, seal::Seal, table};
@@ -54,34 +56,35 @@ impl From<rusqlite::Error> for CompleteError {
 impl SqliteStore {
     /// Does something and completes its request, in one transaction: both are done, or neither.
     ///
-    /// It begins a transaction that may write, looks whether the record is still held by this token, has `effect` do its
-    /// work, and completes the record with what that returns. If anything fails it is rolled back. It blocks, as SQLite does.
+    /// It begins a transaction that may write, looks whether the request is still held, has `effect` do its work, and completes
+    /// the request with the response that this returns. If anything fails it is rolled back. Answer with that response: it is
+    /// what a duplicate gets. Read the whole request first, since a duplicate is compared with what was read of it.
     ///
-    /// A connection of your own does as well as one from [`connect`](Self::connect), if it is to the same file. See the
-    /// [crate docs](crate) for an example.
-    pub fn complete_with<T, E: From<CompleteError>>(
+    /// It blocks, as SQLite does. A connection of your own does as well as one from [`connect`](Self::connect), if it is to the
+    /// same file. See the [crate docs](crate) for an example.
+    pub fn complete_with<E: From<CompleteError>>(
         &self,
         connection: &mut Connection,
-        key: &RecordKey,
-        token: Token,
-        ttl: Duration,
-        effect: impl FnOnce(&Transaction<'_>) -> Result<(Completion, T), E>,
-    ) -> Result<T, E> {
+        lease: &Lease,
+        effect: impl FnOnce(&Transaction<'_>) -> Result<Response<Bytes>, E>,
+    ) -> Result<Response<Bytes>, E> {
+        let (key, token) = (lease.key(), lease.token());
         let immediate = TransactionBehavior::Immediate;
         let transaction = connection.transaction_with_behavior(immediate);
         let transaction = transaction.map_err(CompleteError::Sqlite)?;
         self.must_hold(&transaction, key, token)?;
-        let (completion, value) = effect(&transaction)?;
-        self.complete_in(&transaction, key, token, completion, ttl)?;
+        let response = effect(&transaction)?;
+        let completion = lease.completion(&response);
+        self.complete_in(&transaction, key, token, completion, lease.ttl())?;
         transaction.commit().map_err(CompleteError::Sqlite)?;
-        Ok(value)
+        Ok(response)
     }
 
     /// Completes a request in this transaction, which must be committed then.
     ///
     /// If this fails, roll it back. Where the transaction has only read so far and somebody else has written since, it fails;
     /// one that is [`Immediate`](TransactionBehavior::Immediate) does not. [`complete_with`](Self::complete_with) sees
-    /// to both.
+    /// to both, and a [`Lease`] has what this asks for.
     pub fn complete_in(
         &self,
         transaction: &Transaction<'_>,
@@ -90,8 +93,7 @@ impl SqliteStore {
         completion: Completion,
         ttl: Duration,
     ) -> Result<(), CompleteError> {
-        let mut seal = self.seal(transaction)?;
-        let now = self.inner.shared.clock().now(seal.moment);
+        let (mut seal, now) = self.must_hold(transaction, key, token)?;
         let op = Op::Complete {
             token,
             completion,
@@ -107,23 +109,24 @@ impl SqliteStore {
         Ok(())
     }
 
+    /// Who has completed a request does not hold it any more: his effect is there.
     fn must_hold(
         &self,
         transaction: &Transaction<'_>,
         key: &RecordKey,
         token: Token,
-    ) -> Result<(), CompleteError> {
+    ) -> Result<(Seal, Moment), CompleteError> {
         let seal = self.seal(transaction)?;
         let now = self.inner.shared.clock().now(seal.moment);
         let kept = table::find(transaction, key)?.map_err(CompleteError::Store)?;
         match kept
             .and_then(|kept| kept.record.at(now))
-            .map(|now| now.state)
+            .map(|record| record.state)
         {
             Some(State::Running { token: holder, .. } | State::Unknown { token: holder })
                 if holder == token =>
             {
-                Ok(())
+                Ok((seal, now))
             }
             _ => Err(CompleteError::NotHeld),
         }

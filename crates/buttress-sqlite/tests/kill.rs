@@ -11,12 +11,11 @@ use std::{
     time::Duration,
 };
 
-use buttress_core::BoxError;
 use buttress_idempotency::{
     Store,
     record::{Answer, State, Token},
 };
-use buttress_sqlite::SqliteStore;
+use buttress_sqlite::{SqliteStore, rusqlite::TransactionBehavior};
 use rand::RngExt;
 use support::{TTL, claim, claim_as, completion, key, size, win};
 
@@ -92,7 +91,7 @@ async fn every_acknowledged_claim_is_there_after_a_kill() {
         for name in &claimed {
             let record = store.get(&key(name)).await.unwrap();
             let record = record.unwrap_or_else(|| panic!("{name} is not there after {round}"));
-            assert!(!matches!(record.state, State::Done(_)));
+            assert!(!matches!(record.state, State::Done { .. }));
             let again = store.step(&key(name), claim(Token::random())).await;
             // Unknown, when the kills have taken longer than a lease.
             let again = again.unwrap();
@@ -126,11 +125,15 @@ async fn child_that_pays() {
         writeln!(begun, "{name}").unwrap();
         let won = store.step(&key(name), claim_as(token, false)).await;
         assert!(matches!(won, Ok(Answer::Won { .. })), "{won:?}");
-        let paid = store.complete_with(&mut connection, &key(name), token, TTL, |transaction| {
-            transaction.execute("INSERT INTO payments VALUES (?1)", [name.cast_signed()])?;
-            Ok::<_, BoxError>((completion(name), ()))
-        });
-        paid.unwrap();
+        let immediate = TransactionBehavior::Immediate;
+        let transaction = connection.transaction_with_behavior(immediate).unwrap();
+        transaction
+            .execute("INSERT INTO payments VALUES (?1)", [name.cast_signed()])
+            .unwrap();
+        store
+            .complete_in(&transaction, &key(name), token, completion(name), TTL)
+            .unwrap();
+        transaction.commit().unwrap();
         println!("{name}");
     }
 }
@@ -161,7 +164,12 @@ async fn after_a_kill_an_effect_and_its_completion_are_both_there_or_neither() {
             .unwrap()
             .map(|record| record.state);
         match (effects, &state) {
-            (1, Some(State::Done(done))) => assert_eq!(*done, completion(name)),
+            (
+                1,
+                Some(State::Done {
+                    completion: done, ..
+                }),
+            ) => assert_eq!(*done, completion(name)),
             // Killed before the commit, or before the claim: it may be run again.
             (0, None | Some(State::Running { armed: false, .. })) => none += 1,
             _ => panic!("{name}: {effects} effects, and {state:?}"),

@@ -2,19 +2,27 @@
 
 mod support;
 
-use std::{sync::Barrier, thread, time::Duration};
+use std::{
+    sync::{Arc, Barrier, Mutex},
+    thread,
+    time::Duration,
+};
 
 use buttress_core::BoxError;
 use buttress_idempotency::{
-    Store,
+    Global, IdempotencyLayer, Lease, RequestBody, Store,
     record::{Answer, Claim, HeadPrint, Op, RecordKey, State, Token},
 };
 use buttress_sqlite::{
     CompleteError, SqliteStore,
     rusqlite::{Connection, Transaction, TransactionBehavior},
 };
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
 use support::{LEASE, MS, TTL, Time, accept, claim, claim_as, complete, completion, key, win};
 use tempfile::TempDir;
+use tower::{Layer, ServiceExt, service_fn};
 
 fn open(folder: &TempDir) -> (SqliteStore, Connection) {
     let store = SqliteStore::open(folder.path().join("x.db")).unwrap();
@@ -42,10 +50,10 @@ fn pay(
     key: &RecordKey,
     token: Token,
 ) -> Result<(), BoxError> {
-    store.complete_with(connection, key, token, TTL, |transaction| {
-        effect(transaction);
-        Ok((completion("paid"), ()))
-    })
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    effect(&transaction);
+    store.complete_in(&transaction, key, token, completion("paid"), TTL)?;
+    Ok(transaction.commit()?)
 }
 
 fn is_not_held(result: &Result<(), BoxError>) -> bool {
@@ -75,11 +83,6 @@ async fn a_transaction_that_is_rolled_back_leaves_neither() {
     let folder = tempfile::tempdir().unwrap();
     let (store, mut connection) = open(&folder);
     win(&store, &key("a"), Token(1)).await;
-    let failed = store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
-        effect(transaction);
-        Err::<(_, ()), BoxError>("no money".into())
-    });
-    assert_eq!(failed.unwrap_err().to_string(), "no money");
     let transaction = connection.transaction().unwrap();
     effect(&transaction);
     let done = completion("paid");
@@ -131,11 +134,6 @@ async fn who_does_not_hold_the_request_has_no_effect() {
         Token(1)
     )));
     assert_eq!(effects(&connection), 0);
-    // It is not even tried.
-    let tried = store.complete_with(&mut connection, &key("b"), Token(1), TTL, |_| {
-        panic!("an effect of somebody who does not hold the request")
-    });
-    assert!(is_not_held(&tried));
     let transaction = connection.transaction().unwrap();
     for (name, token) in [("a", 1), ("b", 1), ("b", 2), ("c", 1)] {
         let done = completion("paid");
@@ -145,6 +143,113 @@ async fn who_does_not_hold_the_request_has_no_effect() {
             "{refused:?}"
         );
     }
+}
+
+/// What the handler does, below the layer.
+type Handler = fn(&SqliteStore, &mut Connection, &Lease) -> Result<Response<Bytes>, BoxError>;
+
+/// Asks for the same thing twice, and returns the answers, without the marker of a replay, and the effects.
+async fn ask_twice(handler: Handler) -> (Vec<(u16, String, bool)>, u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, connection) = open(&folder);
+    let connection = Arc::new(Mutex::new(connection));
+    let layer = IdempotencyLayer::new(store.clone(), Global)
+        .explicit_arm()
+        .max_response(10);
+    let books = connection.clone();
+    let service = layer.layer(service_fn(
+        move |request: Request<RequestBody<Full<Bytes>>>| {
+            let (store, books) = (store.clone(), books.clone());
+            async move {
+                let lease = request.extensions().get::<Lease>().unwrap().clone();
+                request.into_body().collect().await?;
+                let answer = handler(&store, &mut books.lock().unwrap(), &lease);
+                answer.map(|answer| answer.map(Full::new))
+            }
+        },
+    ));
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let request = Request::post("/").header("idempotency-key", "k");
+        let request = request.body(Full::from("apples")).unwrap();
+        let answer = match service.clone().oneshot(request).await {
+            Ok(response) => {
+                let replayed = response.headers().contains_key("idempotency-replayed");
+                let status = response.status().as_u16();
+                let body = response.into_body().collect().await.unwrap().to_bytes();
+                (status, String::from_utf8(body.into()).unwrap(), replayed)
+            }
+            Err(error) => (0, error.to_string(), false),
+        };
+        answers.push(answer);
+    }
+    let count = effects(&connection.lock().unwrap());
+    (answers, count)
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn a_handler_s_effect_and_completion_are_one_and_the_layer_believes_it() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        store.complete_with(connection, lease, |transaction| {
+            effect(transaction);
+            Ok::<_, BoxError>(Response::builder().status(201).body("paid".into())?)
+        })
+    })
+    .await;
+    let paid = |replayed| (201, "paid".to_owned(), replayed);
+    assert_eq!((answers, effects), (vec![paid(false), paid(true)], 1));
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn what_a_handler_has_written_is_replayed_whatever_it_answers_then() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        store.complete_with(connection, lease, |transaction| {
+            effect(transaction);
+            Ok::<_, BoxError>(Response::new("longer than ten".into()))
+        })?;
+        Err("it has lost its way after that".into())
+    })
+    .await;
+    let lost = (0, "it has lost its way after that".to_owned(), false);
+    // Too long to be kept; but it is known that it was done.
+    let replay = (200, String::new(), true);
+    assert_eq!((answers, effects), (vec![lost, replay], 1));
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn an_effect_that_fails_is_rolled_back_and_may_be_tried_again() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        store.complete_with(connection, lease, |transaction| {
+            effect(transaction);
+            Err::<_, BoxError>("no money".into())
+        })
+    })
+    .await;
+    let failed = (0, "no money".to_owned(), false);
+    assert_eq!((answers, effects), (vec![failed.clone(), failed], 0));
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn an_effect_of_who_holds_nothing_any_more_is_not_even_tried() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        let twice = [(); 2].map(|()| {
+            store.complete_with(connection, lease, |transaction| {
+                effect(transaction);
+                Ok::<_, BoxError>(Response::new("paid".into()))
+            })
+        });
+        let [first, second] = twice;
+        let error = second.unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(CompleteError::NotHeld)));
+        first
+    })
+    .await;
+    let paid = |replayed| (200, "paid".to_owned(), replayed);
+    assert_eq!((answers, effects), (vec![paid(false), paid(true)], 1));
 }
 
 // promise: ID-21

@@ -1,0 +1,167 @@
+//! What a handler holds while it runs: its key, until it has answered.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Response;
+
+use crate::{
+    Store, StoreError,
+    body::Reading,
+    record::{Answer, Completion, Op, RecordKey, Token},
+    shared::Shared,
+};
+
+/// Among the extensions of a request whose key was claimed: what its handler holds until it has answered.
+///
+/// With axum it is `Extension<Lease>`. A request that is run without protection has none.
+#[derive(Clone)]
+pub struct Lease(Arc<dyn Held>);
+
+/// What it is a lease of, whatever the store is.
+trait Held: Send + Sync {
+    fn arm(&self) -> Armed;
+    fn key(&self) -> &RecordKey;
+    fn token(&self) -> Token;
+    fn fence(&self) -> u64;
+    fn ttl(&self) -> Duration;
+    fn completion(&self, response: &Response<Bytes>) -> Completion;
+}
+
+type Armed = Pin<Box<dyn Future<Output = Result<(), LeaseError>> + Send>>;
+
+pub(crate) struct Claim<T> {
+    pub(crate) shared: Arc<Shared<T>>,
+    pub(crate) key: RecordKey,
+    pub(crate) token: Token,
+    pub(crate) fence: u64,
+    pub(crate) reading: Reading,
+}
+
+impl<T: Store> Held for Claim<T> {
+    fn arm(&self) -> Armed {
+        let (shared, key, token) = (self.shared.clone(), self.key.clone(), self.token);
+        Box::pin(async move {
+            match shared.step(&key, Op::Arm { token }).await {
+                Ok(Answer::Accepted) => Ok(()),
+                Ok(_) => Err(LeaseError::Lost),
+                Err(error) => Err(LeaseError::Store(error)),
+            }
+        })
+    }
+
+    fn key(&self) -> &RecordKey {
+        &self.key
+    }
+
+    fn token(&self) -> Token {
+        self.token
+    }
+
+    fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    fn ttl(&self) -> Duration {
+        self.shared.settings.ttl
+    }
+
+    fn completion(&self, response: &Response<Bytes>) -> Completion {
+        let Shared { settings, .. } = &*self.shared;
+        let body = response.body();
+        let mut stored = settings.keep(response.status(), response.headers());
+        stored.body = (body.len() <= settings.max_response).then(|| body.clone());
+        Completion {
+            body: self.reading.print(),
+            response: stored,
+        }
+    }
+}
+
+impl Lease {
+    pub(crate) fn of<T: Store>(claim: Claim<T>) -> Self {
+        Self(Arc::new(claim))
+    }
+
+    /// Says that from now on something may be done that others see, in one write to the store. Do nothing of that kind before
+    /// it has returned, and nothing at all if it fails.
+    ///
+    /// It matters with [`explicit_arm`](crate::IdempotencyLayer::explicit_arm): before it, a crash frees the key; after it, the
+    /// outcome is unknown. Dropped before its end, it may have been said or not.
+    pub async fn arm(&self) -> Result<(), LeaseError> {
+        self.0.arm().await
+    }
+
+    /// The record that is held.
+    #[must_use]
+    pub fn key(&self) -> &RecordKey {
+        self.0.key()
+    }
+
+    /// What shows that it is held.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.0.token()
+    }
+
+    /// The number of this claim, higher than that of each claim of this key before: a fencing token, for a system that
+    /// refuses what has a lower one than it has seen.
+    #[must_use]
+    pub fn fence(&self) -> u64 {
+        self.0.fence()
+    }
+
+    /// How long the request is remembered after it is done.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.0.ttl()
+    }
+
+    /// How this response completes the request: what of it is kept, beside what the handler has read of the request so far.
+    ///
+    /// It is for a handler that writes its completion itself, in one transaction with its effect. Read the whole request
+    /// first: a duplicate is compared with what was read. The layer's own completion changes nothing then, so answer with this
+    /// same response.
+    #[must_use]
+    pub fn completion(&self, response: &Response<Bytes>) -> Completion {
+        self.0.completion(response)
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The token is not for logs: who has it may complete the record.
+        f.debug_struct("Lease")
+            .field("key", self.key())
+            .field("fence", &self.fence())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A key could not be armed: the handler must not do anything that others see.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// The lease was over, and the key may be somebody else's.
+    Lost,
+    /// The store could not be asked.
+    Store(StoreError),
+}
+
+impl fmt::Display for LeaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "the lease of the key was over",
+            Self::Store(_) => "the key could not be armed",
+        })
+    }
+}
+
+impl std::error::Error for LeaseError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Lost => None,
+            Self::Store(error) => Some(error),
+        }
+    }
+}
