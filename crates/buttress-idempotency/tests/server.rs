@@ -706,6 +706,29 @@ async fn a_completion_that_fails_is_made_later_and_the_client_has_its_answer() {
     );
 }
 
+// promise: ID-20
+#[tokio::test(start_paused = true)]
+async fn a_key_that_cannot_be_freed_at_once_is_freed_later_and_the_client_has_its_answer() {
+    for refuses in [true, false] {
+        let store = Records::new();
+        let layer = layer(&store).explicit_arm();
+        let answer = move |_: Request<RequestBody<Body>>| {
+            let refused = Response::builder().status(429).body(body("")).unwrap();
+            std::future::ready(refuses.then_some(refused).ok_or(BoxError::from("broken")))
+        };
+        let service = layer.layer(service_fn(answer));
+        store.be(Mood::Half);
+        let start = clock::now();
+        let answer = service.oneshot(post("k", "apples")).await;
+        assert_eq!(answer.is_ok(), refuses);
+        assert_eq!(clock::now(), start, "nobody has waited for the store");
+        assert_eq!(store.len(), 1);
+        store.be(Mood::Well);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(store.len(), 0);
+    }
+}
+
 // promises: ID-4, ID-23
 #[tokio::test(start_paused = true)]
 async fn an_answer_for_which_there_is_no_room_is_remembered_without_its_body() {

@@ -38,7 +38,7 @@ pub enum Mood {
     Forgets,
     /// It knows nothing of heartbeats and completions.
     Deaf,
-    /// It fails at completions.
+    /// It fails at whatever ends a run.
     Half,
     /// It has no room for the body of an answer.
     Full,
@@ -116,6 +116,10 @@ impl Store for Records {
     async fn step(&self, key: &RecordKey, op: Op) -> Result<Answer, StoreError> {
         let failed = || Err(StoreError::new(StoreErrorKind::Unavailable));
         let is_late = matches!(op, Op::Heartbeat { .. } | Op::Complete { .. });
+        let is_end = matches!(
+            op,
+            Op::Complete { .. } | Op::Release { .. } | Op::Abandon { .. }
+        );
         let mood = {
             let mut inside = self.0.lock().unwrap();
             inside.asked += 1;
@@ -123,7 +127,7 @@ impl Store for Records {
         };
         match mood {
             Mood::Fails => return failed(),
-            Mood::Half if matches!(op, Op::Complete { .. }) => return failed(),
+            Mood::Half if is_end => return failed(),
             Mood::Full if matches!(&op, Op::Complete { completion, .. } if completion.response.body.is_some()) =>
             {
                 return Err(StoreError::new(StoreErrorKind::ScopeFull));
