@@ -2,14 +2,13 @@
 //!
 //! # Example
 //!
-//! A server that takes payments. Whose key it is, is whoever the request says; the store here is one of your own:
+//! A server that takes payments. Each account has its own keys, and what was done is kept in memory, for as long as the
+//! process lives; `buttress-sqlite` has a store for longer:
 //!
 //! ```
-//! use buttress_idempotency::{IdempotencyLayer, RequestBody, Store};
-//! use bytes::Bytes;
-//! use http::{Request, Response, request::Parts};
-//! use http_body_util::{BodyExt, Full};
-//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use axum::{Router, routing::post};
+//! use buttress_idempotency::{IdempotencyLayer, MemoryStore};
+//! use http::request::Parts;
 //!
 //! /// The account that a request is of. Who has none is refused.
 //! fn account(parts: &Parts) -> Option<String> {
@@ -17,19 +16,27 @@
 //!     account.to_str().ok().map(Into::into)
 //! }
 //!
-//! async fn serve(
-//!     store: impl Store + Clone,
-//!     request: Request<Full<Bytes>>,
-//! ) -> Result<u16, std::convert::Infallible> {
-//!     let payments = ServiceBuilder::new()
-//!         .layer(IdempotencyLayer::new(store, account).required())
-//!         .service_fn(async |request: Request<RequestBody<Full<Bytes>>>| {
-//!             let order = request.into_body().collect().await?.to_bytes();
-//!             // It is paid here, once.
-//!             Ok::<_, std::convert::Infallible>(Response::new(Full::new(order)))
-//!         });
-//!     Ok(payments.oneshot(request).await?.status().as_u16())
-//! }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let once = IdempotencyLayer::new(MemoryStore::new(), account).required();
+//! let app: Router = Router::new()
+//!     // It is paid here, once.
+//!     .route("/payments", post(async |order: String| format!("paid for {order}")))
+//!     .layer(once.clone());
+//!
+//! # let ask = || {
+//! #     let request = http::Request::post("/payments").header("x-account", "alice");
+//! #     let request = request.header("idempotency-key", "\"order-7\"");
+//! #     tower::ServiceExt::oneshot(app.clone(), request.body("apples".to_owned()).unwrap())
+//! # };
+//! # for _ in 0..3 {
+//! #     assert_eq!(ask().await?.status(), 200);
+//! # }
+//! // Three times the same request later:
+//! let counts = once.handle().counts();
+//! assert_eq!((counts.runs, counts.replays), (1, 2));
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! For clients see [`IdempotencyKeyLayer`].
@@ -46,6 +53,17 @@
 //!
 //! Without a key where one is [required](IdempotencyLayer::required), or with one that is none, it is 400; without anybody
 //! whose key it is, 403; while the store is down, 503. All of these are problems of RFC 9457 with a `code`.
+//!
+//! # What a handler can do
+//!
+//! Nothing has to be done in a handler. One that knows more may use its [`Lease`], which is among the extensions of its
+//! request: it says with [`arm`](Lease::arm) from when on there may be effects, has a [`fence`](Lease::fence) for systems that
+//! look at one, and can complete its request in the transaction of its own database, as `buttress-sqlite` shows.
+//!
+//! # What an operator can do
+//!
+//! [`Event`]s tell what happens, one by one, and [`Handle::counts`] how often. With the [`Handle`], or over HTTP with the
+//! [`OperatorView`], he lists what is running or unknown, says what came of it, and lets the server end in peace.
 //!
 //! # Defaults
 //!
