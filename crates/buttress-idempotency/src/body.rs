@@ -12,11 +12,42 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use tokio::sync::mpsc;
 
-use crate::record::BodyPrint;
+use crate::{json, record::BodyPrint};
 
 /// What a body is hashed with, by the handler that reads it and for a duplicate.
 fn hasher() -> blake3::Hasher {
     blake3::Hasher::new_derive_key("buttress idempotency 1 body")
+}
+
+/// A copy of a body that is compared as JSON, as long as it is not too large for that. Of all others there is none.
+#[derive(Debug)]
+struct Copied {
+    bytes: Option<Vec<u8>>,
+    most: usize,
+}
+
+impl Copied {
+    fn new(most: Option<usize>) -> Self {
+        Self {
+            bytes: most.map(|_| Vec::new()),
+            most: most.unwrap_or_default(),
+        }
+    }
+
+    fn add(&mut self, data: &[u8]) {
+        match &mut self.bytes {
+            Some(bytes) if bytes.len() + data.len() <= self.most => bytes.extend_from_slice(data),
+            bytes => *bytes = None,
+        }
+    }
+
+    /// The hash of its one form, which is never that of the bytes of another body.
+    fn hash(&self) -> Option<[u8; 32]> {
+        let form = json::canonical(self.bytes.as_deref()?)?;
+        let mut hasher = blake3::Hasher::new_derive_key("buttress idempotency 1 json");
+        hasher.update(&form);
+        Some(hasher.finalize().into())
+    }
 }
 
 /// What has been read of a request's body so far.
@@ -26,24 +57,28 @@ pub(crate) struct Reading(Arc<Mutex<Read>>);
 #[derive(Debug)]
 struct Read {
     hasher: blake3::Hasher,
+    copied: Copied,
     length: u64,
     whole: bool,
 }
 
 impl Reading {
-    pub(crate) fn new() -> Self {
+    /// Up to so many bytes are compared as JSON, if it is one.
+    pub(crate) fn new(json: Option<usize>) -> Self {
         Self(Arc::new(Mutex::new(Read {
             hasher: hasher(),
+            copied: Copied::new(json),
             length: 0,
             whole: false,
         })))
     }
 
-    /// The print of what was read.
+    /// The print of what was read. A part of a body is no JSON, even if it looks like one.
     pub(crate) fn print(&self) -> BodyPrint {
         let read = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let json = if read.whole { read.copied.hash() } else { None };
         BodyPrint {
-            hash: read.hasher.finalize().into(),
+            hash: json.unwrap_or_else(|| read.hasher.finalize().into()),
             length: read.length,
             whole: read.whole,
         }
@@ -101,6 +136,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
             reading.update(|read| {
                 if let Some(data) = data {
                     read.hasher.update(data);
+                    read.copied.add(data);
                     read.length += data.len() as u64;
                 }
                 read.whole = ended && !failed;
@@ -139,29 +175,36 @@ pub(crate) async fn read<B: Body>(body: B) -> bool {
     }
 }
 
-/// Reads a body, of which nothing is kept, and says whether it is the one of this print.
+/// Reads a body, of which nothing is kept, and says whether it is the one of this print. Up to so many bytes are compared as
+/// JSON too.
 pub(crate) async fn is_of<B: Body<Data = Bytes>>(
     body: B,
     print: BodyPrint,
+    json: Option<usize>,
 ) -> Result<bool, B::Error> {
     let mut body = std::pin::pin!(body);
     let mut hasher = hasher();
+    let mut copied = Copied::new(json.filter(|_| print.whole));
     let mut left = print.length;
+    let mut longer = false;
     while left > 0 || print.whole {
         let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
         let Some(frame) = frame.transpose()? else {
             break;
         };
         if let Some(data) = frame.data_ref() {
+            copied.add(data);
             let of_it = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
-            if print.whole && of_it < data.len() {
+            longer |= print.whole && of_it < data.len();
+            if longer && copied.bytes.is_none() {
                 return Ok(false);
             }
             hasher.update(&data[..of_it]);
             left -= of_it as u64;
         }
     }
-    Ok(left == 0 && *hasher.finalize().as_bytes() == print.hash)
+    let same_bytes = left == 0 && !longer && *hasher.finalize().as_bytes() == print.hash;
+    Ok(same_bytes || copied.hash() == Some(print.hash))
 }
 
 /// The body of a response of an [`Idempotency`](crate::Idempotency) service.

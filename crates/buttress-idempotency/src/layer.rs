@@ -148,6 +148,25 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.release_5xx = true)
     }
 
+    /// Takes two bodies of JSON for the same if they say the same, up to this many bytes; by default they are the same if their
+    /// bytes are.
+    ///
+    /// It is for requests with the content type `application/json`, or one that ends in `+json`. What counts is the canonical
+    /// form of RFC 8785: the order of members does not matter, nor do white space, the escapes in a string, and how a number
+    /// is written. `1` and `1.0` are equal. Numbers are compared to their last digit and not as doubles: 9007199254740993
+    /// is not 9007199254740992.
+    ///
+    /// A body is compared by its bytes if it has more than these, is not valid, has a member twice or half of a surrogate
+    /// pair, is nested more than 128 deep, or if the handler has not read it to its end.
+    ///
+    /// The handler reads its body as it comes; the layer keeps a copy of up to `max_bytes` until it has answered, and parses it
+    /// then. While that is done, a body of hostile JSON may take some 20 times its size. With the setting taken back, a
+    /// request is another one than it was with it, and refused until its key has expired.
+    #[must_use]
+    pub fn canonical_json(self, max_bytes: usize) -> Self {
+        self.change(|settings| settings.canonical_json = Some(max_bytes))
+    }
+
     /// Keeps the body of a response up to this many bytes; by default 1 MiB. The replay of a larger one has no body.
     #[must_use]
     pub fn max_response(self, bytes: usize) -> Self {

@@ -73,6 +73,7 @@
 //! | [`lease`](IdempotencyLayer::lease) | 30 s, renewed every 10 s for 10 minutes at most ([`ceiling`](IdempotencyLayer::ceiling)) | leases of 10 s without renewal run things twice |
 //! | [`methods`](IdempotencyLayer::methods) | POST and PATCH | draft-ietf-httpapi-idempotency-key-header-07 |
 //! | [`required`](IdempotencyLayer::required), [`wait`](IdempotencyLayer::wait), [`explicit_arm`](IdempotencyLayer::explicit_arm), [`release_5xx`](IdempotencyLayer::release_5xx), [`fail_open`](IdempotencyLayer::fail_open) | off | |
+//! | [`canonical_json`](IdempotencyLayer::canonical_json) | off: a body is the same if its bytes are, and is hashed as it is read | |
 //! | [`max_response`](IdempotencyLayer::max_response) | 1 MiB; a larger one is replayed without its body | |
 //! | replayed headers | `content-*`, `location`, `etag`, `link`, and [others](IdempotencyLayer::replay_header) by choice; never `set-cookie`, credentials, `date` and those of a connection | |
 //! | [`store_timeout`](IdempotencyLayer::store_timeout) | 2 s | |
@@ -108,6 +109,7 @@ pub mod encode;
 mod event;
 pub mod future;
 mod handle;
+mod json;
 mod key;
 mod layer;
 mod lease;

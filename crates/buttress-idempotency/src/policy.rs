@@ -48,6 +48,8 @@ pub struct Policy {
     pub max_key_length: usize,
     /// What has to be the same where the key is: by default the method, the path, the query, the content type and the body.
     pub fingerprint: Vec<String>,
+    /// Up to how many bytes a body of JSON is the same if it says the same: by default none is, and the bytes have to be.
+    pub canonical_json_limit: Option<u64>,
     /// How long a request whose key is in flight waits for its answer: by default not at all.
     pub wait: Duration,
     /// Is a request run again if the outcome of its first run is unknown? By default it is not, and refused.
@@ -180,6 +182,7 @@ impl Default for Policy {
             ttl: Duration::from_hours(24),
             max_key_length: Key::MAX_LENGTH,
             fingerprint: fingerprint.map(Into::into).into(),
+            canonical_json_limit: None,
             wait: Duration::ZERO,
             reruns: false,
             fails_open: false,
@@ -221,6 +224,7 @@ impl Policy {
             },
             "expires_after_seconds": self.ttl.as_secs(),
             "fingerprint": self.fingerprint,
+            "canonical_json_limit_bytes": self.canonical_json_limit,
             "wait_seconds": self.wait.as_secs(),
             "outcome_unknown": if self.reruns { "run again" } else { "refused" },
             "store_unavailable": if self.fails_open { "run without protection" } else { "refused" },
@@ -263,6 +267,12 @@ impl Policy {
             "- **The same request** has the same {}.",
             list(self.fingerprint.iter().map(String::as_str), "and")
         ));
+        if let Some(limit) = self.canonical_json_limit {
+            line(format!(
+                "- **A JSON body** of up to {limit} bytes is the same in its canonical form (RFC 8785): neither the order of \
+                 members nor white space matters."
+            ));
+        }
         line(format!(
             "- **An answer that is given again** has the field `{replay}: true`. A body of more than {} bytes is left out of \
              it. An answer of {forgotten} is not kept: the request is done again.",
@@ -486,6 +496,7 @@ mod tests {
             ttl: Duration::from_secs(90),
             max_key_length: 64,
             fingerprint: vec!["path".into()],
+            canonical_json_limit: Some(65_536),
             wait: Duration::from_secs(5),
             reruns: true,
             fails_open: true,
@@ -531,6 +542,7 @@ mod tests {
         assert_eq!(policy["replay"]["not_replayed"], not_replayed);
         let fingerprint = json!(["method", "path", "query", "content-type", "body"]);
         assert_eq!(policy["fingerprint"], fingerprint);
+        assert_eq!(policy["canonical_json_limit_bytes"], Value::Null);
         let refusals = policy["refusals"].as_array().unwrap();
         assert_eq!(refusals.len(), 7);
         assert_eq!(refusals[2]["status"], 409);
@@ -550,6 +562,7 @@ mod tests {
         assert_eq!(policy["replay"]["body_limit_bytes"], 1_000);
         assert_eq!(policy["replay"]["not_replayed"][3], "5xx");
         assert_eq!(policy["fingerprint"], json!(["path"]));
+        assert_eq!(policy["canonical_json_limit_bytes"], 65_536);
         assert_eq!(policy["refusals"].as_array().unwrap().len(), 6);
     }
 
@@ -589,6 +602,7 @@ mod tests {
                 "1 to 64 visible",
                 "for 90 seconds",
                 "has the same path.",
+                "of up to 65536 bytes",
                 "up to 5 seconds",
                 "`X-Again: true`",
                 "408, 425, 429 or 5xx",

@@ -66,7 +66,7 @@ pub struct HeadPrint(pub [u8; 32]);
 /// What the body of a request is, as far as the handler has read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BodyPrint {
-    /// The hash of so many bytes.
+    /// The hash of so many bytes, or of the JSON that they are.
     pub hash: [u8; 32],
     /// The bytes that were read.
     pub length: u64,

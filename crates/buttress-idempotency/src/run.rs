@@ -130,7 +130,7 @@ where
     async fn settle(self, response: Response<Bytes>) -> Response<ResponseBody<RB>> {
         let (head, bytes) = response.into_parts();
         let settings = &self.shared.settings;
-        let reading = Reading::new();
+        let reading = Reading::new(settings.json_limit(&self.parts.headers));
         let body = RequestBody::hashed(self.body, reading.clone());
         let read = body::read(body).await;
         let completion = Completion {
@@ -166,7 +166,8 @@ where
             if !ready && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await {
                 return claimed.release(|| drop(reply.send(Err(error)))).await;
             }
-            let reading = Reading::new();
+            let json = self.shared.settings.json_limit(&self.parts.headers);
+            let reading = Reading::new(json);
             let body = RequestBody::hashed(self.body, reading.clone());
             let mut request = Request::from_parts(self.parts, body);
             request.extensions_mut().insert(Lease::of(lease::Claim {
@@ -224,7 +225,11 @@ where
 
     /// The answer to a request that was done, if this is the same one.
     async fn replay(self, completion: Completion) -> Response<ResponseBody<RB>> {
-        if !matches!(body::is_of(self.body, completion.body).await, Ok(true)) {
+        let json = self.shared.settings.json_limit(&self.parts.headers);
+        if !matches!(
+            body::is_of(self.body, completion.body, json).await,
+            Ok(true)
+        ) {
             self.shared.emit(&Event::Mismatch);
             let response = Problem::Refused(Refusal::Mismatch).response(&self.shared.settings);
             return response.map(ResponseBody::whole);

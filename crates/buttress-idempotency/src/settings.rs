@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     /// Does the handler say from when on its effects are seen?
     pub(crate) explicit_arm: bool,
     pub(crate) release_5xx: bool,
+    /// Up to how many bytes a body of JSON is compared as such; nothing if its bytes are.
+    pub(crate) canonical_json: Option<usize>,
     pub(crate) max_response: usize,
     pub(crate) replayed: Vec<HeaderName>,
     pub(crate) fail_open: bool,
@@ -55,6 +57,7 @@ impl Default for Settings {
             wait: None,
             explicit_arm: false,
             release_5xx: false,
+            canonical_json: None,
             max_response: 1 << 20,
             replayed: Vec::new(),
             fail_open: false,
@@ -90,8 +93,18 @@ impl Settings {
         policy.reruns = self.lapse == Lapse::Rerun;
         policy.fails_open = self.fail_open;
         policy.releases_5xx = self.release_5xx;
+        policy.canonical_json_limit = self.canonical_json.map(|bytes| bytes as u64);
         policy.response_limit = self.max_response as u64;
         policy
+    }
+
+    /// Up to how many bytes the body of a request with these headers is compared as JSON, if it is at all.
+    pub(crate) fn json_limit(&self, headers: &HeaderMap) -> Option<usize> {
+        let limit = self.canonical_json?;
+        let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+        let media_type = content_type.split(';').next()?.trim().to_ascii_lowercase();
+        let is_json = media_type == "application/json" || media_type.ends_with("+json");
+        is_json.then_some(limit)
     }
 
     /// Is a response kept? Not one that says that the handler did not run, or that it should be asked again.

@@ -354,6 +354,169 @@ async fn a_handler_that_reads_no_body_or_half_of_it_is_not_run_again_for_it() {
     }
 }
 
+/// A request with this content type and body, which comes in two parts.
+fn typed(content_type: &'static str, text: &str) -> Request<Body> {
+    let (one, two) = text.as_bytes().split_at(text.len() / 2);
+    let parts = [one, two].map(|part| Ok(Frame::data(Bytes::copy_from_slice(part))));
+    let body = StreamBody::new(futures_util::stream::iter(parts)).boxed_unsync();
+    let mut request = post("k", "").map(|_| body);
+    set(&mut request, "content-type", content_type);
+    request
+}
+
+// promise: ID-9
+#[tokio::test(start_paused = true)]
+async fn the_same_json_is_the_same_request_where_that_is_asked_for() {
+    let first = r#"{"amount": 10.50, "to": {"iban": "DE02", "name": "Zoë"}}"#;
+    let same = [
+        first,
+        r#"{"to":{"name":"Zoë","iban":"DE02"},"amount":10.5}"#,
+        " {\"to\" :{\"name\":\"Zo\\u00eb\" , \"iban\":\"DE02\"},\r\n\"amount\":1050e-2}\n",
+    ];
+    let others = [
+        r#"{"to":{"name":"Zoë","iban":"DE02"},"amount":10.51}"#,
+        r#"{"to":{"name":"Zoë","iban":"DE02"},"amount":"10.5"}"#,
+        r#"{"to":{"name":"Zoë","iban":"DE02"},"amount":10.500000000000000001}"#,
+        r#"{"to":{"name":"Zoë"},"iban":"DE02","amount":10.5}"#,
+        r#"{"to":{"name":"Zoë","iban":"DE02"},"amount":10.5,"amount":10.5}"#,
+        "",
+    ];
+    for (content_type, canonical, counts) in [
+        ("application/json", true, true),
+        ("Application/JSON ; charset=utf-8", true, true),
+        ("application/vnd.api+json", true, true),
+        ("application/json", false, false),
+        ("text/plain", true, false),
+        ("application/json-seq", true, false),
+    ] {
+        let (store, effects) = (Records::new(), Effects::default());
+        let mut layer = layer(&store);
+        if canonical {
+            layer = layer.canonical_json(1_024);
+        }
+        let service = layer.layer(service_fn(slow(&effects, Duration::ZERO)));
+        let ask = |text| service.clone().oneshot(typed(content_type, text));
+        assert_eq!(ask(first).await.unwrap().status(), 201);
+        for (place, text) in same.iter().enumerate() {
+            let status = if counts || place == 0 { 201 } else { 422 };
+            assert_eq!(ask(text).await.unwrap().status(), status, "{text}");
+        }
+        for text in others {
+            assert_eq!(ask(text).await.unwrap().status(), 422, "{text}");
+        }
+        assert_eq!(effects.begun(), 1);
+    }
+}
+
+// promise: ID-9
+#[tokio::test(start_paused = true)]
+async fn json_that_has_no_form_is_compared_by_its_bytes() {
+    let long = format!("{{\"a\":1,\"b\":\"{}\"}}", "x".repeat(1_100));
+    let deep = format!("{{\"a\":1,\"b\":{}{}}}", "[".repeat(200), "]".repeat(200));
+    let wide = format!("{{\"a\":1,{}\"b\":2}}", " ".repeat(1_010));
+    for (first, other) in [
+        (&*long, format!("{long} ")),
+        (&*deep, format!("{deep} ")),
+        (&*wide, format!("{wide} ")),
+        // It fits, and the other one does not, though it says the same.
+        (r#"{"a":1,"b":2}"#, wide.clone() + &" ".repeat(20)),
+        (r#"{"a":1,"a":2}"#, r#"{"a":1, "a":2}"#.into()),
+        (r#"{"a":1,"a":2}"#, r#"{"a":2}"#.into()),
+        (r#"{"a":NaN}"#, r#"{"a": NaN}"#.into()),
+        (
+            r#"{"a":9007199254740993}"#,
+            r#"{"a":9007199254740992}"#.into(),
+        ),
+        ("", " ".into()),
+    ] {
+        let (store, effects) = (Records::new(), Effects::default());
+        let layer = layer(&store).canonical_json(1_024);
+        let service = layer.layer(service_fn(slow(&effects, Duration::ZERO)));
+        let ask = |text: &str| service.clone().oneshot(typed("application/json", text));
+        assert_eq!(ask(first).await.unwrap().status(), 201);
+        assert_eq!(ask(first).await.unwrap().status(), 201, "{first}");
+        let is_wide = first == wide;
+        let status = if is_wide { 201 } else { 422 };
+        assert_eq!(ask(&other).await.unwrap().status(), status, "{first}");
+        assert_eq!(effects.begun(), 1);
+    }
+}
+
+// promise: ID-9
+#[tokio::test(start_paused = true)]
+async fn json_that_was_not_read_to_its_end_is_compared_by_what_was_read() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let counted = effects.clone();
+    // It reads the first part, which is a whole JSON by itself.
+    let handler = move |request: Request<RequestBody<Body>>| {
+        let run = counted.begin();
+        async move {
+            let mut read = request.into_body();
+            read.frame().await;
+            Ok::<_, BoxError>(Response::new(body(run.to_string())))
+        }
+    };
+    let layer = layer(&store).canonical_json(1_024);
+    let service = layer.layer(service_fn(handler));
+    let ask = |text: &str| service.clone().oneshot(typed("application/json", text));
+    assert_eq!(ask("[1][2]").await.unwrap().status(), 200);
+    for (text, status) in [
+        ("[1][2]", 200),
+        ("[1][3]", 200),
+        ("[1]", 200),
+        ("[2][1]", 422),
+        (" [1] [2] ", 422),
+        ("[1.0][2.0]", 422),
+        ("[1", 422),
+    ] {
+        assert_eq!(ask(text).await.unwrap().status(), status, "{text}");
+    }
+    assert_eq!(effects.begun(), 1);
+}
+
+// promise: ID-9
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_before_json_was_asked_for_is_replayed_after_it() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let handler = || service_fn(slow(&effects, Duration::ZERO));
+    let ask = |text, canonical| {
+        let mut layer = layer(&store);
+        if canonical {
+            layer = layer.canonical_json(1_024);
+        }
+        layer
+            .layer(handler())
+            .oneshot(typed("application/json", text))
+    };
+    assert_eq!(ask("[1, 2]", false).await.unwrap().status(), 201);
+    assert_eq!(ask("[1, 2]", true).await.unwrap().status(), 201);
+    assert_eq!(ask("[1,2]", true).await.unwrap().status(), 422);
+    assert_eq!(effects.begun(), 1);
+}
+
+// promise: ID-9
+#[tokio::test(start_paused = true)]
+async fn the_handler_reads_json_as_it_comes() {
+    let store = Records::new();
+    let handler = async |request: Request<RequestBody<Body>>| {
+        let mut read = request.into_body();
+        let start = clock::now();
+        let first = read.frame().await.unwrap()?.into_data().unwrap();
+        let waited = clock::now().saturating_duration_since(start);
+        assert!(waited <= Duration::from_millis(11), "{waited:?}");
+        let rest = read.collect().await?.to_bytes();
+        let length = first.len() + rest.len();
+        Ok::<_, BoxError>(Response::new(body(length.to_string())))
+    };
+    let layer = layer(&store).canonical_json(1 << 20);
+    let service = layer.layer(service_fn(handler));
+    let request = post("k", "").map(|_| stream(100));
+    assert_eq!(
+        read(service.oneshot(request).await.unwrap()).await.1,
+        "102400"
+    );
+}
+
 // promise: ID-10
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_takes_five_leases_is_run_once() {
@@ -789,6 +952,7 @@ fn what_is_published_is_what_is_set() {
         .ttl(Duration::from_hours(72))
         .wait(Duration::from_secs(5))
         .on_lapse(Lapse::Rerun)
+        .canonical_json(65_536)
         .max_response(4_096);
     let policy: serde_json::Value = serde_json::from_str(&layer.policy().to_json()).unwrap();
     assert_eq!(policy["required"], true);
@@ -796,6 +960,7 @@ fn what_is_published_is_what_is_set() {
     assert_eq!(policy["expires_after_seconds"], 72 * 3_600);
     assert_eq!(policy["wait_seconds"], 5);
     assert_eq!(policy["outcome_unknown"], "run again");
+    assert_eq!(policy["canonical_json_limit_bytes"], 65_536);
     assert_eq!(policy["replay"]["body_limit_bytes"], 4_096);
 }
 
