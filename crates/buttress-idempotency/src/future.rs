@@ -5,6 +5,7 @@ use std::{
     future::Future,
     panic::resume_unwind,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -19,7 +20,7 @@ use crate::ResponseBody;
 /// The response of an [`Idempotency`](crate::Idempotency) service.
 ///
 /// It may be dropped at any time. A request without a key is dropped with it; one with a key is done all the same, and its
-/// answer kept for when it comes again.
+/// answer kept for when it comes again, unless it [waits](crate::IdempotencyLayer::wait) for another one that is.
 #[pin_project]
 #[must_use = "a call does nothing until its future is polled"]
 pub struct ResponseFuture<F, RB: Body, E> {
@@ -31,12 +32,28 @@ pub struct ResponseFuture<F, RB: Body, E> {
 enum State<F, RB: Body, E> {
     Passed(#[pin] F),
     Answered(Option<Response<Bytes>>),
-    Running {
-        reply: oneshot::Receiver<Result<Response<ResponseBody<RB>>, E>>,
-        task: JoinHandle<()>,
-        /// The answer if it is cut off.
-        cut: Option<Response<Bytes>>,
-    },
+    Keyed(Next<RB, E>, Arc<dyn Cut>),
+}
+
+/// What comes next of a request with a key.
+pub(crate) enum Next<RB: Body, E> {
+    /// Its answer.
+    Answer(Result<Response<ResponseBody<RB>>, E>),
+    /// A task has it.
+    Runs(Running<RB, E>),
+    /// It waits for another one.
+    Waits(Pin<Box<dyn Future<Output = Self> + Send>>),
+}
+
+pub(crate) struct Running<RB: Body, E> {
+    /// Ends without a word if the task is cut off.
+    pub(crate) said: oneshot::Receiver<Next<RB, E>>,
+    pub(crate) task: JoinHandle<()>,
+}
+
+/// Knows the answer to a request that was cut off.
+pub(crate) trait Cut: Send + Sync {
+    fn answer(&self) -> Response<Bytes>;
 }
 
 impl<F, RB: Body, E> ResponseFuture<F, RB, E> {
@@ -50,14 +67,26 @@ impl<F, RB: Body, E> ResponseFuture<F, RB, E> {
         Self { state }
     }
 
-    pub(crate) fn running(
-        reply: oneshot::Receiver<Result<Response<ResponseBody<RB>>, E>>,
-        task: JoinHandle<()>,
-        cut: Response<Bytes>,
-    ) -> Self {
-        let cut = Some(cut);
-        let state = State::Running { reply, task, cut };
+    pub(crate) fn running(running: Running<RB, E>, cut: Arc<dyn Cut>) -> Self {
+        let state = State::Keyed(Next::Runs(running), cut);
         Self { state }
+    }
+}
+
+impl<RB: Body, E> Running<RB, E> {
+    fn poll(&mut self, cx: &mut Context<'_>, cut: &dyn Cut) -> Poll<Next<RB, E>> {
+        if let Ok(next) = ready!(Pin::new(&mut self.said).poll(cx)) {
+            return Poll::Ready(next);
+        }
+        // Without a word it has panicked, which is whose business it would have been without this layer; or there was no
+        // more time.
+        if let Err(error) = ready!(Pin::new(&mut self.task).poll(cx))
+            && let Ok(panic) = error.try_into_panic()
+        {
+            resume_unwind(panic);
+        }
+        let response = cut.answer().map(ResponseBody::whole);
+        Poll::Ready(Next::Answer(Ok(response)))
     }
 }
 
@@ -80,20 +109,17 @@ where
                 let response = response.take().expect(OVER);
                 Poll::Ready(Ok(response.map(ResponseBody::whole)))
             }
-            StateProj::Running { reply, task, cut } => {
-                if let Ok(result) = ready!(Pin::new(reply).poll(cx)) {
-                    return Poll::Ready(result);
+            StateProj::Keyed(state, cut) => loop {
+                let next = match state {
+                    Next::Runs(running) => ready!(running.poll(cx, &**cut)),
+                    Next::Waits(waiting) => ready!(waiting.as_mut().poll(cx)),
+                    Next::Answer(_) => unreachable!("{OVER}"),
+                };
+                match next {
+                    Next::Answer(answer) => return Poll::Ready(answer),
+                    next => *state = next,
                 }
-                // Without a reply it has panicked, which is whose business it would have been without this layer; or there
-                // was no more time.
-                if let Err(error) = ready!(Pin::new(task).poll(cx))
-                    && let Ok(panic) = error.try_into_panic()
-                {
-                    resume_unwind(panic);
-                }
-                let response = cut.take().expect(OVER);
-                Poll::Ready(Ok(response.map(ResponseBody::whole)))
-            }
+            },
         }
     }
 }
@@ -103,7 +129,7 @@ impl<F, RB: Body, E> fmt::Debug for ResponseFuture<F, RB, E> {
         let state = match &self.state {
             State::Passed(_) => "Passed",
             State::Answered(_) => "Answered",
-            State::Running { .. } => "Running",
+            State::Keyed(..) => "Keyed",
         };
         f.debug_tuple("ResponseFuture").field(&state).finish()
     }

@@ -70,7 +70,7 @@ impl<T: Store> Handle<T> {
     ) -> Result<bool, StoreError> {
         let (head, body) = answer.into_parts();
         let completion = Completion {
-            body: Reading::new().print(),
+            body: Reading::new(None).print(),
             response: StoredResponse {
                 body: Some(body),
                 ..self.shared.settings.keep(head.status, &head.headers)

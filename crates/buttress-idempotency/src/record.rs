@@ -235,7 +235,7 @@ pub enum Answer {
     Mismatch,
     /// A claim: somebody was at it, and nobody knows what came of it.
     Unknown,
-    /// A claim: it was done.
+    /// A claim: it was done. A completion: it has been done before, and thus, by the same token.
     Done(Completion),
     /// Another operation: so be it.
     Accepted,
@@ -297,14 +297,6 @@ impl Record {
         }
     }
 
-    /// Who has done it.
-    fn done_by(&self) -> Option<Token> {
-        match self.state {
-            State::Done { token, .. } => token,
-            State::Running { .. } | State::Unknown { .. } => None,
-        }
-    }
-
     /// Who is at it, or was when its lease ended.
     fn holder(&self) -> Option<Token> {
         match self.state {
@@ -360,11 +352,14 @@ pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (
             ttl,
         } => match held_by(*token) {
             Some(record) => accept(record.done(Some(*token), completion, now.after(*ttl))),
-            // He has completed it, and has not heard so. It stays as he did it first.
-            None if current.is_some_and(|record| record.done_by() == Some(*token)) => {
-                (Answer::Accepted, Change::Keep)
-            }
-            None => REFUSED,
+            // He has completed it, and may not have heard so. It stays as he did it first.
+            None => match current.map(|record| &record.state) {
+                Some(State::Done {
+                    token: Some(by),
+                    completion,
+                }) if by == token => (Answer::Done(completion.clone()), Change::Keep),
+                _ => REFUSED,
+            },
         },
         Op::Release { token } => match held_by(*token) {
             Some(_) => (Answer::Accepted, Change::Remove),
@@ -614,7 +609,8 @@ mod tests {
         }
         // Whoever was at it is not any more. He may say once more that he has done it, and how changes nothing.
         let before = desk.record.clone();
-        assert!(desk.accepts(&complete(ALICE, 500)));
+        let again = desk.does(&complete(ALICE, 500));
+        assert_eq!(again, Answer::Done(completion(201)));
         assert_eq!(desk.record, before);
         assert!(desk.refuses(&complete(BOB, 201)));
         let [heartbeat, arm, _, release] = all_of(ALICE);
@@ -990,9 +986,11 @@ mod tests {
             let Some(page) = &mut self.page else {
                 return no();
             };
-            if page.answer.is_some() {
-                let again = matches!(ask, Ask::Complete(who, ..) if who == page.owner);
-                return if again { yes() } else { no() };
+            if let Some(answer) = page.answer {
+                return match ask {
+                    Ask::Complete(who, ..) if who == page.owner => format!("done {answer}"),
+                    _ => no(),
+                };
             }
             let busy = page.busy_until.is_some();
             match ask {

@@ -15,6 +15,7 @@ use tower_service::Service;
 use crate::{
     Event, Refusal, Store, StoreErrorKind,
     body::{self, Piece, Reading, RequestBody, ResponseBody},
+    future::{Next, Running},
     lease::{self, Lease},
     policy::REPLAYED,
     problem::Problem,
@@ -28,12 +29,15 @@ use crate::{
 const UNPROTECTED: HeaderName = HeaderName::from_static("idempotency-unprotected");
 
 /// Where a response goes to. Nobody may be there any more.
-pub(crate) type Reply<RB, E> = oneshot::Sender<Result<Response<ResponseBody<RB>>, E>>;
+pub(crate) type Reply<RB, E> = oneshot::Sender<Next<RB, E>>;
 
 pub(crate) struct Run<T, S, B> {
     pub(crate) shared: Arc<Shared<T>>,
-    /// It was polled ready.
     pub(crate) service: S,
+    /// Was the service polled ready?
+    pub(crate) ready: bool,
+    /// Until when it waits for another run of the same, if it does.
+    pub(crate) until: Option<clock::Instant>,
     pub(crate) parts: request::Parts,
     pub(crate) body: B,
     pub(crate) key: RecordKey,
@@ -42,17 +46,49 @@ pub(crate) struct Run<T, S, B> {
 impl<T, S, B, RB> Run<T, S, B>
 where
     T: Store,
-    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone,
-    S::Error: 'static,
-    B: Body<Data = Bytes>,
-    RB: Body<Data = Bytes>,
+    S: Service<Request<RequestBody<B>>, Response = Response<RB>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    RB: Body<Data = Bytes> + Send + 'static,
+    RB::Error: Send,
 {
-    pub(crate) async fn run(mut self, reply: Reply<RB, S::Error>) {
+    pub(crate) fn spawn(self) -> Running<RB, S::Error> {
+        let (reply, said) = oneshot::channel();
+        let shared = self.shared.clone();
+        let cut = shared.cut.clone();
+        let task = shared.tasks.spawn(async move {
+            tokio::select! {
+                () = self.run(reply) => {}
+                () = cut.cancelled() => {}
+            }
+        });
+        Running { said, task }
+    }
+
+    /// Waits for another run of the same. That needs no task: if nobody is there any more, nothing has to be done.
+    fn wait(self, until: clock::Instant) -> Next<RB, S::Error> {
+        // Many may wait: what is kept here is as little as can be.
+        Next::Waits(Box::pin(async move {
+            let left = until.saturating_duration_since(clock::now());
+            if let Some(mut flight) = self.shared.flight(&self.key, print(&self.parts)) {
+                let _ = timeout(left, flight.changed()).await;
+                let completion = flight.borrow().clone();
+                if let Some(completion) = completion {
+                    return Next::Answer(Ok(Box::pin(self.replay(completion)).await));
+                }
+            } else {
+                // Another process is at it.
+                sleep(self.shared.settings.poll_pause().min(left)).await;
+            }
+            Next::Runs(self.spawn())
+        }))
+    }
+
+    async fn run(mut self, reply: Reply<RB, S::Error>) {
         let head = print(&self.parts);
         let shared = self.shared.clone();
         let settings = &shared.settings;
-        let until = settings.wait.map(|wait| clock::now() + wait);
-        let mut ready = true;
         loop {
             let token = Token::random();
             let claim = Op::Claim(Claim {
@@ -67,28 +103,22 @@ where
             let problem = match self.shared.step(&self.key, claim).await {
                 Ok(Answer::Won { fence }) => {
                     self.shared.emit(&Event::Run { fence });
-                    return self.run_it(token, fence, ready, reply).await;
+                    return self.run_it(head, token, fence, reply).await;
                 }
                 Ok(Answer::Done(completion)) => {
                     let response = self.replay(completion).await;
-                    return drop(reply.send(Ok(response)));
+                    return drop(reply.send(Next::Answer(Ok(response))));
                 }
                 Ok(Answer::InFlight { lease_left }) => {
-                    if let Some(until) = until
+                    if let Some(until) = self.until
                         && clock::now() < until
-                        && !reply.is_closed()
                     {
-                        if ready {
+                        if self.ready {
                             // Whoever waits does not hold what made the service ready.
                             self.service = self.service.clone();
-                            ready = false;
+                            self.ready = false;
                         }
-                        let left = until.saturating_duration_since(clock::now());
-                        if timeout(left, self.shared.landed(&self.key)).await == Ok(false) {
-                            // Another process is at it.
-                            sleep(self.shared.settings.poll_pause().min(left)).await;
-                        }
-                        continue;
+                        return drop(reply.send(self.wait(until)));
                     }
                     self.shared.emit(&Event::InFlight);
                     Problem::InFlight(lease_left)
@@ -101,7 +131,7 @@ where
                     match recover(&self.shared, &self.key, self.parts.clone()).await {
                         Some(Recovered::Done(response)) => {
                             let response = self.settle(response).await;
-                            return drop(reply.send(Ok(response)));
+                            return drop(reply.send(Next::Answer(Ok(response))));
                         }
                         // Somebody else may have settled it meanwhile: the next claim shows it.
                         Some(_) => continue,
@@ -116,13 +146,13 @@ where
                     // It may have been claimed all the same, and nobody would be at it.
                     undo(self.shared.clone(), self.key.clone(), Op::Release { token });
                     if settings.fail_open && error.kind() != StoreErrorKind::ScopeFull {
-                        return self.run_unprotected(ready, reply).await;
+                        return self.run_unprotected(reply).await;
                     }
                     Problem::Store(error.kind())
                 }
             };
             let response = problem.response(settings).map(ResponseBody::whole);
-            return drop(reply.send(Ok(response)));
+            return drop(reply.send(Next::Answer(Ok(response))));
         }
     }
 
@@ -159,12 +189,21 @@ where
         }
     }
 
-    async fn run_it(mut self, token: Token, fence: u64, ready: bool, reply: Reply<RB, S::Error>) {
-        let claimed = Claimed::new(self.shared.clone(), self.key.clone(), token);
+    async fn run_it(
+        mut self,
+        head: HeadPrint,
+        token: Token,
+        fence: u64,
+        reply: Reply<RB, S::Error>,
+    ) {
+        let claimed = Claimed::new(self.shared.clone(), self.key.clone(), head, token);
         let heartbeat = claimed.heartbeat();
         let work = async move {
-            if !ready && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await {
-                return claimed.release(|| drop(reply.send(Err(error)))).await;
+            if !self.ready
+                && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await
+            {
+                let reply = || drop(reply.send(Next::Answer(Err(error))));
+                return claimed.release(reply).await;
             }
             let json = self.shared.settings.json_limit(&self.parts.headers);
             let reading = Reading::new(json);
@@ -190,11 +229,12 @@ where
                 }
                 Ok(response) => {
                     let response = response.map(ResponseBody::of_service);
-                    claimed.release(|| drop(reply.send(Ok(response)))).await;
+                    let reply = || drop(reply.send(Next::Answer(Ok(response))));
+                    claimed.release(reply).await;
                 }
                 Err(error) => {
                     let never_ran = never_ran(&error);
-                    let reply = || drop(reply.send(Err(error)));
+                    let reply = || drop(reply.send(Next::Answer(Err(error))));
                     if never_ran {
                         claimed.release(reply).await;
                     } else {
@@ -210,9 +250,11 @@ where
         }
     }
 
-    async fn run_unprotected(mut self, ready: bool, reply: Reply<RB, S::Error>) {
-        if !ready && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await {
-            return drop(reply.send(Err(error)));
+    async fn run_unprotected(mut self, reply: Reply<RB, S::Error>) {
+        if !self.ready
+            && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await
+        {
+            return drop(reply.send(Next::Answer(Err(error))));
         }
         let request = Request::from_parts(self.parts, RequestBody::plain(self.body));
         let result = self.service.call(request).await;
@@ -220,7 +262,7 @@ where
             response.headers_mut().insert(UNPROTECTED, TRUE);
             response.map(ResponseBody::of_service)
         });
-        let _ = reply.send(result);
+        let _ = reply.send(Next::Answer(result));
     }
 
     /// The answer to a request that was done, if this is the same one.
@@ -364,11 +406,11 @@ impl<T: Store> Keep<T> {
             let body = kept.bytes.freeze();
             let whole = Response::from_parts(parts, ResponseBody::whole(body.clone()));
             // Whoever has the answer and asks again gets it again.
-            let reply = || drop(reply.send(Ok(whole)));
+            let reply = || drop(reply.send(Next::Answer(Ok(whole))));
             return self.complete(print, Some(body), reply).await;
         }
         let streamed = Response::from_parts(parts, ResponseBody::kept(receiver, hint));
-        let _ = reply.send(Ok(streamed));
+        let _ = reply.send(Next::Answer(Ok(streamed)));
         while kept.fits && !ended {
             match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
                 None => ended = true,

@@ -6,10 +6,10 @@ use std::{
     task::{Context, Poll},
 };
 
+use buttress_core::clock;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tokio::sync::oneshot;
 use tower_service::Service;
 
 use crate::{
@@ -84,20 +84,13 @@ where
         let run = Run {
             shared: self.shared.clone(),
             service: mem::replace(&mut self.inner, clone),
+            ready: true,
+            until: settings.wait.map(|wait| clock::now() + wait),
             parts,
             body,
             key,
         };
-        let (reply, answer) = oneshot::channel();
-        let cut = self.shared.cut.clone();
-        let task = self.shared.tasks.spawn(async move {
-            tokio::select! {
-                () = run.run(reply) => {}
-                () = cut.cancelled() => {}
-            }
-        });
-        let cut = Problem::Refused(Refusal::OutcomeUnknown).response(settings);
-        ResponseFuture::running(answer, task, cut)
+        ResponseFuture::running(run.spawn(), self.shared.clone())
     }
 }
 

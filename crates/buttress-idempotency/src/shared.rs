@@ -8,7 +8,8 @@ use std::{
 };
 
 use buttress_core::clock;
-use http::HeaderValue;
+use bytes::Bytes;
+use http::{HeaderValue, Response};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -16,9 +17,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Event, Store, StoreError, StoreErrorKind,
+    Event, Refusal, Store, StoreError, StoreErrorKind,
     event::Counters,
-    record::{Answer, Completion, Op, RecordKey, Token},
+    future::Cut,
+    problem::Problem,
+    record::{Answer, Completion, HeadPrint, Op, RecordKey, Token},
     settings::Settings,
 };
 
@@ -35,8 +38,16 @@ pub(crate) struct Shared<T> {
     pub(crate) tasks: TaskTracker,
     /// Tells them that there is no more time.
     pub(crate) cut: CancellationToken,
-    /// The runs of this process: whoever waits for one hears when it ends.
-    flights: Mutex<HashMap<RecordKey, watch::Receiver<()>>>,
+    /// The runs of this process: whoever waits for one hears what came of it.
+    flights: Mutex<HashMap<RecordKey, Flight>>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    /// Whose it is: after its lease another may have begun.
+    token: Token,
+    head: HeadPrint,
+    landing: watch::Receiver<Option<Completion>>,
 }
 
 impl<T: Store> Shared<T> {
@@ -89,19 +100,26 @@ impl<T: Store> Shared<T> {
         self.settings.events.emit(event);
     }
 
-    /// Waits until a run has ended that is under way in this process. Returns false if there is none.
-    pub(crate) async fn landed(&self, key: &RecordKey) -> bool {
-        let flight = self.flights().get(key).cloned();
-        let Some(mut flight) = flight else {
-            return false;
-        };
-        // Nothing is ever sent: it ends.
-        let _ = flight.changed().await;
-        true
+    /// What will come of the run of this request that is under way in this process, if there is one. It ends without a word
+    /// if nothing comes of it that is kept.
+    pub(crate) fn flight(
+        &self,
+        key: &RecordKey,
+        head: HeadPrint,
+    ) -> Option<watch::Receiver<Option<Completion>>> {
+        let flights = self.flights();
+        let flight = flights.get(key).filter(|flight| flight.head == head);
+        flight.map(|flight| flight.landing.clone())
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<RecordKey, watch::Receiver<()>>> {
+    fn flights(&self) -> MutexGuard<'_, HashMap<RecordKey, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Store> Cut for Shared<T> {
+    fn answer(&self) -> Response<Bytes> {
+        Problem::Refused(Refusal::OutcomeUnknown).response(&self.settings)
     }
 }
 
@@ -113,19 +131,31 @@ pub(crate) struct Claimed<T: Store> {
     token: Token,
     ended: bool,
     /// Ends with the run.
-    _flight: watch::Sender<()>,
+    flight: watch::Sender<Option<Completion>>,
 }
 
 impl<T: Store> Claimed<T> {
-    pub(crate) fn new(shared: Arc<Shared<T>>, key: RecordKey, token: Token) -> Self {
-        let (flight, waiting) = watch::channel(());
-        shared.flights().insert(key.clone(), waiting);
+    pub(crate) fn new(
+        shared: Arc<Shared<T>>,
+        key: RecordKey,
+        head: HeadPrint,
+        token: Token,
+    ) -> Self {
+        let (flight, landing) = watch::channel(None);
+        shared.flights().insert(
+            key.clone(),
+            Flight {
+                token,
+                head,
+                landing,
+            },
+        );
         Self {
             shared,
             key,
             token,
             ended: false,
-            _flight: flight,
+            flight,
         }
     }
 
@@ -185,30 +215,47 @@ impl<T: Store> Claimed<T> {
         };
         let first = self.shared.step(&self.key, op(completion.clone())).await;
         meanwhile();
-        let answer = match first {
+        let known = match first {
             Ok(Answer::Refused) => return self.shared.emit(&Event::Superseded),
-            Ok(answer) => Some(answer),
+            Ok(answer) => {
+                // The handler may have completed it himself.
+                if let Answer::Done(kept) = answer {
+                    completion = kept;
+                }
+                // All who wait share what was kept. Besides them there is one who listens: the list of flights.
+                if self.flight.receiver_count() > 1 {
+                    self.flight.send_replace(Some(completion.clone()));
+                }
+                true
+            }
             Err(error) => {
                 if let StoreErrorKind::Full | StoreErrorKind::ScopeFull = error.kind() {
                     // There is no room for it all, and it must not be run again.
                     completion.response.body = None;
                 }
                 let op = op(completion.clone());
-                self.shared.step_at_last(&self.key, op).await
+                self.shared.step_at_last(&self.key, op).await.is_some()
             }
         };
         let omitted = completion.response.body.is_none();
-        // What is refused by now may have been done by what seemed to have failed.
-        self.shared.emit(&match answer {
-            Some(_) => Event::Completed { took, omitted },
-            None => Event::Abandoned,
+        self.shared.emit(&if known {
+            Event::Completed { took, omitted }
+        } else {
+            Event::Abandoned
         });
     }
 }
 
 impl<T: Store> Drop for Claimed<T> {
     fn drop(&mut self) {
-        self.shared.flights().remove(&self.key);
+        let mut flights = self.shared.flights();
+        if flights
+            .get(&self.key)
+            .is_some_and(|it| it.token == self.token)
+        {
+            flights.remove(&self.key);
+        }
+        drop(flights);
         if self.ended {
             return;
         }

@@ -331,11 +331,12 @@ pub async fn what_is_done_is_answered_again<S: Subject>(subject: Arc<S>) {
         on.is(&Answer::Done(completion.clone())).await;
         let done = Some(State::Done {
             token: Some(token),
-            completion,
+            completion: completion.clone(),
         });
         assert_eq!(on.state().await, done);
         // Who has done it may say so again, if he has not heard that he is believed; how it was done stays as it is.
-        on.accepts(complete(token, 500)).await;
+        let again = on.does(complete(token, 500)).await;
+        assert_eq!(again, Answer::Done(completion));
         assert_eq!(on.state().await, done);
         let [heartbeat, arm, _, release] = all_of(token);
         for op in [heartbeat, arm, release, complete(Token::random(), 500)] {

@@ -74,8 +74,70 @@ async fn a_thousand_who_wait_for_it_get_the_same_answer() {
         replayed += marked.count();
     }
     assert_eq!((replayed, effects.begun()), (999, 1));
-    // None polls the store: each asks when it comes, and when the first is done.
-    assert!(store.asked() <= 2 * 1_000 + 1, "{}", store.asked());
+    // None polls the store: each asks when it comes, and the first says when it is done.
+    assert_eq!(store.asked(), 1_000 + 1);
+}
+
+// promise: ID-1
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_comes_to_nothing_has_a_run_of_his_own() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let counted = effects.clone();
+    let handler = move |_: Request<RequestBody<Body>>| {
+        let run = counted.begin();
+        async move {
+            sleep(SHORT).await;
+            if run < 3 {
+                return Err(Rejected::new("limit", "busy").into());
+            }
+            Ok::<_, BoxError>(Response::new(body(run.to_string())))
+        }
+    };
+    let layer = layer(&store).wait(Duration::from_secs(5));
+    let service = layer.layer(service_fn(handler));
+    let ask = || tokio::spawn(service.clone().oneshot(post("k", "apples")));
+    let calls: Vec<_> = (0..10).map(|_| ask()).collect();
+    let (mut refused, mut answered) = (0, 0);
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(answer) => {
+                assert_eq!(read(answer).await.1, "3");
+                answered += 1;
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert_eq!((refused, answered, effects.begun()), (2, 8, 3));
+}
+
+// promises: ID-1, ID-8
+#[tokio::test(start_paused = true)]
+async fn who_waits_waits_no_longer_than_he_may_and_only_for_the_same() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let layer = layer(&store).wait(Duration::from_secs(5));
+    let service = layer.layer(service_fn(slow(&effects, Duration::from_secs(8))));
+    let ask = |bytes| tokio::spawn(service.clone().oneshot(post("k", bytes)));
+    let first = ask("apples");
+    settle().await;
+    let start = clock::now();
+    let early = ask("apples");
+    let (status, answer, _) = read(early.await.unwrap().unwrap()).await;
+    assert_eq!((status, &*code(&answer)), (409, "idempotency-in-flight"));
+    let waited = clock::now().saturating_duration_since(start);
+    assert!((4_990..5_100).contains(&waited.as_millis()), "{waited:?}");
+    // Whoever goes away while he waits leaves nothing behind.
+    let gone = ask("apples");
+    settle().await;
+    gone.abort();
+    let (late, other) = (ask("apples"), ask("pears!"));
+    assert_eq!(
+        read(late.await.unwrap().unwrap()).await.1,
+        "run 1 of 6 bytes"
+    );
+    let (status, answer, _) = read(other.await.unwrap().unwrap()).await;
+    assert_eq!((status, &*code(&answer)), (422, "idempotency-key-reused"));
+    assert_eq!(first.await.unwrap().unwrap().status(), 201);
+    assert_eq!(effects.begun(), 1);
 }
 
 // promise: ID-2

@@ -220,6 +220,22 @@ async fn what_a_handler_has_written_is_replayed_whatever_it_answers_then() {
 
 // promise: ID-21
 #[tokio::test]
+async fn the_layer_does_not_overwrite_what_a_handler_has_written() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        store.complete_with(connection, lease, |transaction| {
+            effect(transaction);
+            Ok::<_, BoxError>(Response::new("paid".into()))
+        })?;
+        Ok(Response::new("something else".into()))
+    })
+    .await;
+    let other = (200, "something else".to_owned(), false);
+    let replay = (200, "paid".to_owned(), true);
+    assert_eq!((answers, effects), (vec![other, replay], 1));
+}
+
+// promise: ID-21
+#[tokio::test]
 async fn an_effect_that_fails_is_rolled_back_and_may_be_tried_again() {
     let (answers, effects) = ask_twice(|store, connection, lease| {
         store.complete_with(connection, lease, |transaction| {
