@@ -63,9 +63,13 @@ impl Mode {
 enum Point {
     BeforeClaim,
     AfterClaim,
+    /// Not armed yet, after a heartbeat.
+    HeardOfUnarmed,
     BeforeArm,
     Armed,
     AfterEffect,
+    /// After the effect and a heartbeat.
+    HeardOf,
     BeforeComplete,
     AfterComplete,
     MidResponse,
@@ -91,13 +95,17 @@ impl Point {
     /// What those who ask are told in the end of a request that stood here, and how often it had run.
     fn comes_to(self, mode: Mode) -> (Told, u32) {
         match self {
-            Self::BeforeClaim => (Told::Fresh, 0),
             Self::AfterClaim if mode == Mode::ArmedAtOnce => (Told::Unknown, 0),
-            Self::AfterClaim | Self::BeforeArm | Self::InTransaction | Self::BeforeCommit => {
-                (Told::Fresh, 0)
-            }
+            Self::BeforeClaim
+            | Self::AfterClaim
+            | Self::HeardOfUnarmed
+            | Self::BeforeArm
+            | Self::InTransaction
+            | Self::BeforeCommit => (Told::Fresh, 0),
             Self::Armed => (Told::Unknown, 0),
-            Self::AfterEffect | Self::BeforeComplete | Self::MidResponse => (Told::Unknown, 1),
+            Self::AfterEffect | Self::HeardOf | Self::BeforeComplete | Self::MidResponse => {
+                (Told::Unknown, 1)
+            }
             Self::AfterComplete | Self::MidLargeResponse | Self::AfterCommit => (Told::Replayed, 1),
         }
     }
@@ -169,6 +177,7 @@ async fn a_server_that_is_killed_has_no_effect_a_second_time() {
         Point::AfterClaim,
         Point::Armed,
         Point::AfterEffect,
+        Point::HeardOf,
         Point::BeforeComplete,
         Point::AfterComplete,
         Point::MidResponse,
@@ -188,9 +197,11 @@ async fn a_server_that_is_killed_before_it_arms_a_key_leaves_it_free() {
     let points = [
         Point::BeforeClaim,
         Point::AfterClaim,
+        Point::HeardOfUnarmed,
         Point::BeforeArm,
         Point::Armed,
         Point::AfterEffect,
+        Point::HeardOf,
         Point::BeforeComplete,
         Point::AfterComplete,
         Point::MidResponse,

@@ -105,7 +105,14 @@ impl Desk {
         }
     }
 
-    /// The same on a thread that may block.
+    /// Goes no further either, and leaves it to the store to say so.
+    async fn wait(&self, key: &RecordKey, point: Point) {
+        if self.stops_at(key, point) {
+            pending::<()>().await;
+        }
+    }
+
+    /// Goes no further if this is the point, on a thread that may block.
     fn pass_blocking(&self, key: &RecordKey, point: Point) {
         if self.stops_at(key, point) {
             say(&format!("stands {key:?}"));
@@ -164,6 +171,14 @@ impl<T: Store> Store for Stopping<T> {
             Op::Claim(_) => (Point::BeforeClaim, Point::AfterClaim),
             Op::Arm { .. } => (Point::BeforeArm, Point::Armed),
             Op::Complete { .. } => (Point::BeforeComplete, Point::AfterComplete),
+            Op::Heartbeat { .. } => {
+                let answer = self.store.step(key, op).await?;
+                let waits = |point| desk.stops_at(key, point);
+                if waits(Point::HeardOfUnarmed) || waits(Point::HeardOf) {
+                    say(&format!("stands {key:?}"));
+                }
+                return Ok(answer);
+            }
             _ => return self.store.step(key, op).await,
         };
         desk.pass(key, before).await;
@@ -247,12 +262,14 @@ pub(crate) async fn pay(
 ) -> Response {
     let name = name(&headers);
     let key = key(&name);
+    desk.wait(&key, Point::HeardOfUnarmed).await;
     if desk.mode == Mode::ArmedByHandler {
         arm.arm().await.unwrap();
     }
     desk.pass(&key, Point::Armed).await;
     desk.has_effect(&name);
     desk.pass(&key, Point::AfterEffect).await;
+    desk.wait(&key, Point::HeardOf).await;
     let paid = Bytes::from(format!("paid {name}"));
     let body = if desk.stops_at(&key, Point::MidResponse) {
         let begun = stream::iter([Ok::<_, BoxError>(paid)]);
