@@ -23,10 +23,10 @@ use axum::{
 use buttress::{
     BoxError,
     idempotency::{
-        Arm, Global, IdempotencyLayer, Lapse, Store, StoreError,
-        record::{Answer, BodyPrint, Completion, Op, Record, RecordKey, StoredResponse, Token},
+        Global, IdempotencyLayer, Lapse, Lease, Store, StoreError,
+        record::{Answer, Op, Record, RecordKey},
     },
-    sqlite::{CompleteError, SqliteStore, rusqlite::TransactionBehavior},
+    sqlite::{SqliteStore, rusqlite::TransactionBehavior},
 };
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
@@ -57,8 +57,6 @@ pub(crate) struct Desk {
     mode: Mode,
     /// The points at which requests stop.
     stops: Arc<Mutex<HashMap<RecordKey, String>>>,
-    /// Who has claimed which key. A handler has no other way to know.
-    tokens: Arc<Mutex<HashMap<RecordKey, Token>>>,
     ledger: Arc<File>,
     notes: Arc<File>,
 }
@@ -77,7 +75,6 @@ impl Desk {
         Some(Self {
             mode: Mode::ALL.into_iter().find(is_it).unwrap(),
             stops: Arc::default(),
-            tokens: Arc::default(),
             ledger: open("ledger"),
             notes: open("notes"),
             folder,
@@ -182,18 +179,14 @@ impl<T: Store> Store for Stopping<T> {
             _ => return self.store.step(key, op).await,
         };
         desk.pass(key, before).await;
-        let claim = match &op {
-            Op::Claim(claim) => Some(*claim),
-            _ => None,
+        let arms = match &op {
+            Op::Claim(claim) => claim.armed,
+            _ => after == Point::Armed,
         };
-        let arms = after == Point::Armed || claim.is_some_and(|claim| claim.armed);
         if arms {
             desk.notes("may be armed", key);
         }
         let answer = self.store.step(key, op).await?;
-        if let (Some(claim), Answer::Won { .. }) = (claim, &answer) {
-            lock(&desk.tokens).insert(key.clone(), claim.token);
-        }
         if arms && matches!(answer, Answer::Won { .. } | Answer::Accepted) {
             desk.notes("is armed", key);
         }
@@ -256,7 +249,7 @@ pub(crate) async fn serve(desk: Desk, store: impl Store + Clone, pay: MethodRout
 /// A handler whose effect is a line in the ledger.
 pub(crate) async fn pay(
     State(desk): State<Desk>,
-    Extension(arm): Extension<Arm>,
+    Extension(lease): Extension<Lease>,
     headers: HeaderMap,
     _order: Bytes,
 ) -> Response {
@@ -264,7 +257,7 @@ pub(crate) async fn pay(
     let key = key(&name);
     desk.wait(&key, Point::HeardOfUnarmed).await;
     if desk.mode == Mode::ArmedByHandler {
-        arm.arm().await.unwrap();
+        lease.arm().await.unwrap();
     }
     desk.pass(&key, Point::Armed).await;
     desk.has_effect(&name);
@@ -291,49 +284,34 @@ pub(crate) async fn pay(
 pub(crate) async fn pay_in_a_transaction(
     State(desk): State<Desk>,
     Extension(store): Extension<SqliteStore>,
+    Extension(lease): Extension<Lease>,
     headers: HeaderMap,
-    order: Bytes,
+    _order: Bytes,
 ) -> Response {
     let name = name(&headers);
-    let key = key(&name);
-    let token = lock(&desk.tokens)[&key];
-    let paid = format!("paid {name}");
-    let completion = Completion {
-        body: print(&order),
-        response: StoredResponse {
-            status: 201,
-            headers: Vec::new(),
-            body: Some(paid.clone().into()),
-        },
-    };
-    let (at, of) = (desk.clone(), key.clone());
+    let (at, key) = (desk.clone(), key(&name));
     let done = spawn_blocking(move || {
+        let paid = http::Response::builder().status(201);
+        let paid = paid.body(Bytes::from(format!("paid {name}")))?;
         let mut connection = store.connect()?;
         let book = "INSERT INTO effects VALUES (?1)";
-        if at.stops_at(&of, Point::BeforeCommit) {
+        if at.stops_at(lease.key(), Point::BeforeCommit) {
             let immediate = TransactionBehavior::Immediate;
             let transaction = connection.transaction_with_behavior(immediate)?;
             transaction.execute(book, [name])?;
-            store.complete_in(&transaction, &of, token, completion, LONG)?;
-            at.pass_blocking(&of, Point::BeforeCommit);
-            return Ok(transaction.commit()?);
+            let (completion, ttl) = (lease.completion(&paid), lease.ttl());
+            store.complete_in(&transaction, lease.key(), lease.token(), completion, ttl)?;
+            at.pass_blocking(lease.key(), Point::BeforeCommit);
+            transaction.commit()?;
+            return Ok(paid);
         }
-        store.complete_with(&mut connection, &of, token, LONG, |transaction| {
+        store.complete_with(&mut connection, &lease, |transaction| {
             transaction.execute(book, [name])?;
-            at.pass_blocking(&of, Point::InTransaction);
-            Ok::<_, CompleteError>((completion, ()))
+            at.pass_blocking(lease.key(), Point::InTransaction);
+            Ok::<_, BoxError>(paid)
         })
     });
-    done.await.unwrap().unwrap();
+    let paid = done.await.unwrap().unwrap();
     desk.pass(&key, Point::AfterCommit).await;
-    (StatusCode::CREATED, paid).into_response()
-}
-
-/// What the layer knows a body by. It does not tell the handler.
-fn print(body: &[u8]) -> BodyPrint {
-    BodyPrint {
-        hash: blake3::derive_key("buttress idempotency 1 body", body),
-        length: body.len() as u64,
-        whole: true,
-    }
+    paid.map(Body::from)
 }
