@@ -12,7 +12,7 @@ use std::{
 use buttress::idempotency::Refusal;
 use buttress_core::clock;
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -103,6 +103,12 @@ impl Server {
             // Some say it again at each heartbeat.
             missing.remove(&hear(&mut self.lines, "stands ").await);
         }
+    }
+
+    /// Asks for all of these until there are answers that stay, for so many at a time that there are connections for them.
+    async fn settle(&self, names: impl IntoIterator<Item = &String>) -> Vec<(String, Told)> {
+        let told = stream::iter(names).map(async |name| (name.clone(), self.settles(name).await));
+        told.buffered(64).collect().await
     }
 
     /// Asks until there is an answer that stays. That somebody is at it is true for as long as a lease at most.
@@ -239,8 +245,8 @@ impl Rig {
             self.count(&folder, point, &all);
         }
         // Each server that came later knows what each that came earlier did.
-        let again = all.keys().map(|name| server.settles(name));
-        for ((name, first), again) in all.iter().zip(join_all(again).await) {
+        for (name, again) in server.settle(all.keys()).await {
+            let first = all[&name];
             let stays = match first {
                 Told::Unknown => Told::Unknown,
                 _ => Told::Replayed,
@@ -322,10 +328,9 @@ impl Rig {
         (ran, notes): (&Effects, &HashSet<&str>),
     ) -> Vec<(String, Told)> {
         let names = [&keys.done, &keys.stood, &keys.cut].into_iter().flatten();
-        let told = names.clone().map(|name| server.settles(name));
-        let told: Vec<_> = names.zip(join_all(told).await).collect();
+        let told = server.settle(names).await;
         for (name, told) in &told {
-            let ran = ran.get(*name).copied().unwrap_or_default();
+            let ran = ran.get(name).copied().unwrap_or_default();
             // Between the two the server may have been killed.
             let was = |what| notes.contains(&*format!("{what}: {:?}", child::key(name)));
             let (may_be_armed, is_armed) = (was("may be armed"), was("is armed"));
@@ -350,8 +355,7 @@ impl Rig {
                 }
             }
         }
-        let own = |(name, told): (&String, Told)| (name.clone(), told);
-        told.into_iter().map(own).collect()
+        told
     }
 
     /// Nothing was done twice, and everything that was done is known.
