@@ -20,6 +20,8 @@ pub enum CompleteError {
     NotHeld,
     /// The transaction is of another database than the store.
     OtherDatabase,
+    /// The transaction has ended already: its effect has committed it or rolled it back.
+    Ended,
     /// The record is damaged.
     Store(StoreError),
     /// SQLite has failed, or somebody else was writing.
@@ -31,6 +33,7 @@ impl fmt::Display for CompleteError {
         f.write_str(match self {
             Self::NotHeld => "the request is not held any more",
             Self::OtherDatabase => "the transaction is of another database than the store",
+            Self::Ended => "the transaction has ended before the request was completed",
             Self::Store(_) => "the request's record cannot be read",
             Self::Sqlite(_) => "the request's record cannot be written",
         })
@@ -40,7 +43,7 @@ impl fmt::Display for CompleteError {
 impl Error for CompleteError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::NotHeld | Self::OtherDatabase => None,
+            Self::NotHeld | Self::OtherDatabase | Self::Ended => None,
             Self::Store(error) => Some(error),
             Self::Sqlite(error) => Some(error),
         }
@@ -57,8 +60,12 @@ impl SqliteStore {
     /// Does something and completes its request, in one transaction: both are done, or neither.
     ///
     /// It begins a transaction that may write, looks whether the request is still held, has `effect` do its work, and completes
-    /// the request with the response that this returns. If anything fails it is rolled back. Answer with that response: it is
-    /// what a duplicate gets. Read the whole request first, since a duplicate is compared with what was read of it.
+    /// the request with the response that this returns. If anything fails, or `effect` panics, it is rolled back. Answer with
+    /// that response: it is what a duplicate gets. Read the whole request first, since a duplicate is compared with what was
+    /// read of it.
+    ///
+    /// While `effect` is at work nobody else writes, the store neither: do not wait in it for anything but this connection. It
+    /// must leave the transaction as it is: after a `COMMIT` of its own its work is done, and its request is not.
     ///
     /// It blocks, as SQLite does. A connection of your own does as well as one from [`connect`](Self::connect), if it is to the
     /// same file. See the [crate docs](crate) for an example.
@@ -134,6 +141,10 @@ impl SqliteStore {
 
     /// The seal of the database of this transaction, if it is the store's.
     fn seal(&self, transaction: &Transaction<'_>) -> Result<Seal, CompleteError> {
+        // Each statement would be a transaction of its own, and what was read for one of them old at the next.
+        if transaction.is_autocommit() {
+            return Err(CompleteError::Ended);
+        }
         let find = "SELECT 1 FROM main.sqlite_schema WHERE name = 'buttress_store'";
         if !transaction.prepare_cached(find)?.exists(())? {
             return Err(CompleteError::OtherDatabase);

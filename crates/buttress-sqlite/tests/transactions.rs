@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Barrier, Mutex},
     thread,
     time::Duration,
@@ -292,6 +293,55 @@ async fn a_transaction_of_another_database_is_refused() {
             "{refused:?}"
         );
     }
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn a_transaction_that_its_effect_has_ended_completes_nothing() {
+    for end in ["COMMIT", "ROLLBACK"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut connection) = open(&folder);
+        win(&store, &key("a"), Token(1)).await;
+        let ended = store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
+            transaction.execute_batch(end).unwrap();
+            Ok::<_, CompleteError>((completion("paid"), ()))
+        });
+        assert!(matches!(ended, Err(CompleteError::Ended)), "{ended:?}");
+        let state = store.get(&key("a")).await.unwrap().unwrap().state;
+        assert!(matches!(state, State::Running { .. }), "{state:?}");
+        // The connection is as good as before.
+        pay(&store, &mut connection, &key("a"), Token(1)).unwrap();
+    }
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn an_effect_that_panics_or_drops_the_tables_leaves_all_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, mut connection) = open(&folder);
+    win(&store, &key("a"), Token(1)).await;
+    for table in ["buttress_records", "buttress_store"] {
+        let dropped =
+            store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
+                effect(transaction);
+                transaction.execute_batch(&format!("DROP TABLE {table}"))?;
+                Ok::<_, BoxError>((completion("paid"), ()))
+            });
+        dropped.unwrap_err();
+    }
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
+            effect(transaction);
+            assert_eq!(effects(transaction), 0, "on purpose");
+            Ok::<_, BoxError>((completion("paid"), ()))
+        })
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(effects(&connection), 0);
+    pay(&store, &mut connection, &key("a"), Token(1)).unwrap();
+    assert_eq!(effects(&connection), 1);
+    drop(store);
+    open(&folder);
 }
 
 // promise: ID-21
