@@ -4,6 +4,7 @@ use std::{
     error::Error,
     fmt, fs, io,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -21,6 +22,9 @@ use crate::{
 
 /// How long SQLite waits for a writer elsewhere.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// How long it is until that is tried again for which SQLite does not wait.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A store could not be opened. Its files are as they were.
 #[derive(Debug)]
@@ -131,14 +135,13 @@ pub(crate) fn open(path: &Path, create: bool) -> Result<Opened, OpenError> {
         return Err(OpenError::Missing);
     }
     let mut db = connect(&path)?;
-    let seal = prepare(&mut db, mark, create)?;
-    if let Some(mark) = mark
-        && !create
-    {
-        if mark.epoch != seal.epoch {
+    let mut seal = prepare(&mut db, mark, create)?;
+    if let Some(mark) = mark {
+        if create {
+            seal = take_over(&mut db, mark)?;
+        } else if mark.epoch != seal.epoch {
             return Err(OpenError::Replaced);
-        }
-        if mark.writes > seal.writes {
+        } else if mark.writes > seal.writes {
             return Err(OpenError::Older);
         }
     }
@@ -160,7 +163,7 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     db.busy_timeout(BUSY)?;
     // First of all: what follows reads the file.
     db.pragma_update(None, "cell_size_check", true)?;
-    let mode: String = db.query_row("PRAGMA journal_mode = wal", (), |row| row.get(0))?;
+    let mode = become_wal(&db)?;
     if mode != "wal" {
         let why = format!("the journal cannot be a write-ahead log, it is `{mode}`");
         return Err(rusqlite::Error::ToSqlConversionFailure(why.into()));
@@ -169,6 +172,26 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // A disk of Apple's that says that it has written has not, unless it is asked so.
     db.pragma_update(None, "fullfsync", true)?;
     Ok(db)
+}
+
+/// Makes the journal a write-ahead log. SQLite does not wait for others that are just doing the same.
+fn become_wal(db: &Connection) -> rusqlite::Result<String> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match db.query_row("PRAGMA journal_mode = wal", (), |row| row.get(0)) {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && waited < BUSY =>
+            {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "it waits for another process, whose time cannot be paused"
+                )]
+                thread::sleep(PAUSE);
+                waited += PAUSE;
+            }
+            mode => return mode,
+        }
+    }
 }
 
 /// Makes the tables, or looks through those that are there.
@@ -184,14 +207,28 @@ fn prepare(db: &mut Connection, mark: Option<Mark>, create: bool) -> Result<Seal
                 transaction.execute_batch(sql)?;
             }
             let mut seal = Seal::new(Uuid::new_v4().into_bytes());
-            // Fences rise even if all else is forgotten.
-            seal.fence = mark.map_or(0, |mark| mark.fence);
             seal.write(&transaction, Moment::default())?;
             transaction.commit()?;
         }
     }
     // All that is looked at is of one moment.
     look_through(&db.transaction()?)
+}
+
+/// Has a store go on from where another was that it stands for now: fences rise even if all else is forgotten, and the one
+/// that was given up is older than this one, should it come back.
+fn take_over(db: &mut Connection, mark: Mark) -> Result<Seal, OpenError> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have written by now.
+    let mut seal = Seal::read(&transaction)?;
+    if mark.fence > seal.fence || mark.writes > seal.writes {
+        seal.fence = seal.fence.max(mark.fence);
+        seal.writes = seal.writes.max(mark.writes);
+        let moment = seal.moment;
+        seal.write(&transaction, moment)?;
+        transaction.commit()?;
+    }
+    Ok(seal)
 }
 
 fn has_store(db: &Connection) -> rusqlite::Result<bool> {

@@ -7,7 +7,9 @@ use std::{
     future::{Future, poll_fn},
     path::Path,
     pin::pin,
+    sync::Barrier,
     task::Poll,
+    thread,
     time::Duration,
 };
 
@@ -19,7 +21,7 @@ use buttress_idempotency::{
 use buttress_sqlite::{OpenError, SqliteStore, rusqlite::Connection};
 use rand::seq::SliceRandom;
 use support::{
-    LEASE, MS, TTL, Time, accept, claim, claim_as, complete, completion, key, kind, win,
+    LEASE, MS, TTL, Time, accept, claim, claim_as, complete, completion, key, kind, size, win,
 };
 use tempfile::TempDir;
 
@@ -147,6 +149,41 @@ async fn a_backup_lacks_what_came_after_it() {
     assert!(store.get(&key("before")).await.unwrap().is_some());
 }
 
+// promise: ID-16
+#[tokio::test]
+async fn fences_rise_past_a_backup_or_another_store_that_is_taken_for_the_first() {
+    let folder = folder();
+    let (path, other) = (folder.path().join("x.db"), folder.path().join("y.db"));
+    let backup = folder.path().join("backup.db");
+    drop(SqliteStore::open(&other).unwrap());
+    let (store, _) = Time::of(SqliteStore::open(&path).unwrap());
+    let mut last = win(&store, &key("before"), Token(1)).await;
+    drop(store);
+    fs::copy(&path, &backup).unwrap();
+    for taken in [&backup, &other] {
+        let (store, time) = Time::of(SqliteStore::open(&path).unwrap());
+        time.pass(Duration::from_hours(1));
+        last = last.max(win(&store, &key("a"), Token(1)).await);
+        drop(store);
+        let newest = fs::read(&path).unwrap();
+        fs::copy(taken, &path).unwrap();
+        SqliteStore::open(&path).unwrap_err();
+        // Its clock is behind: what is left to go by is what was written down.
+        let (store, _) = Time::of(SqliteStore::create(&path).unwrap());
+        let fence = win(&store, &key("a"), Token(1)).await;
+        assert!(fence > last, "{fence} after {last}");
+        last = fence;
+        drop(store);
+        // And what it has replaced does not come back unnoticed.
+        let present = fs::read(&path).unwrap();
+        fs::write(&path, newest).unwrap();
+        SqliteStore::open(&path).unwrap_err();
+        fs::write(&path, present).unwrap();
+        let (store, _) = Time::of(SqliteStore::create(&path).unwrap());
+        accept(&store, &key("a"), Op::Release { token: Token(1) }).await;
+    }
+}
+
 // promise: ID-19
 #[tokio::test]
 async fn another_store_in_the_place_of_the_first_is_an_error() {
@@ -246,6 +283,26 @@ async fn fences_rise_where_two_stores_write_one_file_by_different_clocks() {
         assert!(fence > last, "{fence} after {last}");
         last = fence;
         accept(store, &key("a"), Op::Release { token }).await;
+    }
+}
+
+#[test]
+fn all_who_race_to_make_a_store_have_it() {
+    for _ in 0..size(60, 300) {
+        let folder = folder();
+        let path = folder.path().join("x.db");
+        let start = Barrier::new(4);
+        let open = || {
+            start.wait();
+            SqliteStore::open(&path)
+        };
+        thread::scope(|scope| {
+            let opened = [(); 4].map(|()| scope.spawn(open));
+            // Each of them goes when it is there, while others still come.
+            for opened in opened {
+                drop(opened.join().unwrap().unwrap());
+            }
+        });
     }
 }
 
