@@ -13,7 +13,7 @@ use rusqlite::{
 use crate::seal::{Seal, signed};
 
 /// What makes the tables, by name. It is in the file as it stands here.
-pub(crate) const SCHEMA: [(&str, &str); 3] = [
+pub(crate) const SCHEMA: [(&str, &str); 4] = [
     (
         "buttress_store",
         "CREATE TABLE buttress_store (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, epoch BLOB NOT NULL, \
@@ -29,7 +29,14 @@ pub(crate) const SCHEMA: [(&str, &str); 3] = [
         "buttress_records_by_expiry",
         "CREATE INDEX buttress_records_by_expiry ON buttress_records (expires_at)",
     ),
+    (
+        "buttress_records_open",
+        "CREATE INDEX buttress_records_open ON buttress_records (scope, hash) WHERE state <> 'done'",
+    ),
 ];
+
+/// So many of those that have expired are held in memory while they are removed.
+const PURGED_AT_ONCE: usize = 1_024;
 
 /// What a row says of its record. An operator and an index go by it; what counts is in the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,13 +251,22 @@ fn remove(
     Ok(())
 }
 
-/// Forgets up to so many records that have expired, and returns whose they were.
-pub(crate) fn purge(
-    db: &Connection,
-    seal: &mut Seal,
-    now: Moment,
-    limit: usize,
-) -> Each<Vec<RecordKey>> {
+/// Forgets up to so many records that have expired, and returns how many. Those that are damaged stay; it is an error where
+/// there is nothing else.
+pub(crate) fn purge(db: &Connection, seal: &mut Seal, now: Moment, limit: usize) -> Each<usize> {
+    let mut purged = 0;
+    while purged < limit {
+        match purge_some(db, seal, now, PURGED_AT_ONCE.min(limit - purged))? {
+            Ok(0) => break,
+            Ok(some) => purged += some,
+            Err(damaged) if purged == 0 => return Ok(Err(damaged)),
+            Err(_) => break,
+        }
+    }
+    Ok(Ok(purged))
+}
+
+fn purge_some(db: &Connection, seal: &mut Seal, now: Moment, limit: usize) -> Each<usize> {
     let expired = "SELECT scope, hash, state, lease_until, expires_at, fence, checksum, record \
          FROM main.buttress_records INDEXED BY buttress_records_by_expiry WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
     let mut expired = db.prepare_cached(expired)?;
@@ -259,19 +275,28 @@ pub(crate) fn purge(
         Ok(Kept::read(&key, row, 2)?.map(|kept| (key, kept)))
     })?;
     // They are all read before the first is removed: the index changes with it.
-    let expired = match expired.collect::<rusqlite::Result<Result<Vec<_>, _>>>()? {
-        Ok(expired) => expired,
-        Err(damaged) => return Ok(Err(damaged)),
-    };
-    let mut purged = Vec::new();
-    for (key, kept) in expired {
-        if kept.record.at(now).is_none() {
-            remove(db, seal, &key, &kept.columns)?;
-            purged.push(key);
+    let expired = expired.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut purged = 0;
+    let mut damaged = None;
+    for expired in expired {
+        match expired {
+            Ok((key, kept)) if kept.record.at(now).is_none() => {
+                remove(db, seal, &key, &kept.columns)?;
+                purged += 1;
+            }
+            Ok(_) => {}
+            Err(error) => damaged = Some(error),
         }
     }
-    Ok(Ok(purged))
+    Ok(match damaged {
+        Some(error) if purged == 0 => Err(error),
+        _ => Ok(purged),
+    })
 }
+
+const LIST_OPEN: &str = "SELECT scope, hash, state, lease_until, expires_at, fence, checksum, record \
+     FROM main.buttress_records INDEXED BY buttress_records_open \
+     WHERE state <> 'done' AND (scope, hash) > (?1, ?2) ORDER BY scope, hash";
 
 /// The records behind this key that are running or unknown.
 pub(crate) fn list_open(
@@ -280,10 +305,10 @@ pub(crate) fn list_open(
     after: Option<&RecordKey>,
     limit: usize,
 ) -> Each<Vec<(RecordKey, Record)>> {
-    let list = "SELECT scope, hash, state, lease_until, expires_at, fence, checksum, record FROM main.buttress_records \
-         WHERE state <> 'done' AND (?1 IS NULL OR (scope, hash) > (?1, ?2)) ORDER BY scope, hash";
-    let mut list = db.prepare_cached(list)?;
-    let mut rows = list.query((after.map(|key| &key.scope), after.map(|key| key.hash)))?;
+    let mut list = db.prepare_cached(LIST_OPEN)?;
+    // All keys are behind one that has no hash.
+    let (scope, hash) = after.map_or(("", &[][..]), |key| (&key.scope, &key.hash));
+    let mut rows = list.query((scope, hash))?;
     let mut open = Vec::new();
     while open.len() < limit
         && let Some(row) = rows.next()?
@@ -302,4 +327,25 @@ pub(crate) fn read_key(row: &Row<'_>) -> rusqlite::Result<RecordKey> {
         scope: row.get(0)?,
         hash: row.get(1)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_open_is_found_by_the_index_from_where_the_last_page_ended() {
+        let db = Connection::open_in_memory().unwrap();
+        for (_, sql) in SCHEMA {
+            db.execute_batch(sql).unwrap();
+        }
+        let mut plan = db
+            .prepare(&format!("EXPLAIN QUERY PLAN {LIST_OPEN}"))
+            .unwrap();
+        let steps = plan.query_map(("a", [1; 32]), |row| row.get::<_, String>(3));
+        let steps: Vec<_> = steps.unwrap().map(Result::unwrap).collect();
+        let search =
+            "SEARCH main.buttress_records USING INDEX buttress_records_open ((scope,hash)>(?,?))";
+        assert_eq!(steps, [search]);
+    }
 }

@@ -178,15 +178,12 @@ impl Job {
                     limits.room(db, seal, now, scopes, &key.scope, has_row)
                 };
                 let answer = table::step(db, seal, now, key, op, room)?;
-                if matches!((op, &answer), (Op::Release { .. }, Ok(Answer::Accepted))) {
-                    scopes.forget(&key.scope);
+                if let Ok(Answer::Accepted) = answer {
+                    scopes.follow(&key.scope, op, now);
                 }
                 Done::Step(answer)
             }
-            Self::Purge { limit, .. } => {
-                let purged = table::purge(db, seal, now, *limit)?;
-                Done::Purge(purged.map(|purged| purged.len()))
-            }
+            Self::Purge { limit, .. } => Done::Purge(table::purge(db, seal, now, *limit)?),
         })
     }
 
@@ -247,8 +244,21 @@ struct Scopes(HashMap<String, Held>);
 #[derive(Debug)]
 struct Held {
     records: u64,
-    /// When the first of them expires.
+    /// Until then none of them expires, unless it is told of.
     until: Moment,
+}
+
+impl Held {
+    /// Counts one record more, if there may be one. It may expire before all others: how long they stay is not known then
+    /// until they are counted again.
+    fn take(&mut self, most: u64) -> bool {
+        let room = self.records < most;
+        if room {
+            self.records += 1;
+            self.until = Moment::default();
+        }
+        room
+    }
 }
 
 impl Scopes {
@@ -263,9 +273,7 @@ impl Scopes {
         if let Some(held) = self.0.get_mut(scope)
             && (held.records < most || now < held.until)
         {
-            let room = held.records < most;
-            held.records += u64::from(room);
-            return Ok(room);
+            return Ok(held.take(most));
         }
         let count = "SELECT count(*), min(expires_at) FROM (SELECT expires_at FROM main.buttress_records \
              WHERE scope = ?1 AND expires_at > ?2 LIMIT ?3)";
@@ -277,13 +285,34 @@ impl Scopes {
                 until: Moment(until.map_or(0, unsigned)),
             })
         })?;
-        let room = held.records < most;
-        held.records += u64::from(room);
+        let room = held.take(most);
         if self.0.len() >= COUNTED {
             self.clear();
         }
         self.0.insert(scope.to_owned(), held);
         Ok(room)
+    }
+
+    /// Does as one of its records did.
+    fn follow(&mut self, scope: &str, op: &Op, now: Moment) {
+        match op {
+            Op::Heartbeat { lease: time, .. }
+            | Op::Complete { ttl: time, .. }
+            | Op::Settle {
+                completion: Some(_),
+                ttl: time,
+            } => {
+                if let Some(held) = self.0.get_mut(scope) {
+                    held.until = held.until.min(now.after(*time));
+                }
+            }
+            Op::Release { .. }
+            | Op::Abandon { .. }
+            | Op::Settle {
+                completion: None, ..
+            } => self.forget(scope),
+            Op::Claim(_) | Op::Arm { .. } => {}
+        }
     }
 
     /// Counts the records of a scope anew when there is another one.

@@ -13,7 +13,7 @@ use buttress_idempotency::{
 };
 use buttress_sqlite::{OpenError, SqliteStore, rusqlite::Connection};
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
-use support::{claim, complete, completion, key, size, win};
+use support::{TTL, Time, claim, complete, completion, key, size, win};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -265,4 +265,63 @@ async fn a_row_that_does_not_say_what_its_record_says_is_damaged() {
     assert_eq!(support::kind(store.purge_expired(9).await), damaged);
     let claimed = store.step(&key("a"), claim(token(2))).await;
     assert_eq!(support::kind(claimed), damaged);
+}
+
+// promise: ID-19
+#[tokio::test]
+async fn a_damaged_record_does_not_keep_others_that_have_expired() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.db");
+    let (store, time) = Time::of(SqliteStore::open(&path).unwrap().max_records(20));
+    for name in 0..20 {
+        win(&store, &key(name), token(1)).await;
+    }
+    let spoil = "UPDATE buttress_records SET expires_at = 1 WHERE hash = ?1";
+    let db = Connection::open(&path).unwrap();
+    assert_eq!(db.execute(spoil, [key(0).hash]).unwrap(), 1);
+    time.pass(TTL);
+    // There is room for another, and the rest goes too.
+    win(&store, &key("another"), token(1)).await;
+    time.pass(TTL);
+    assert_eq!(store.purge_expired(9).await.unwrap(), 1);
+    let damaged = Some(StoreErrorKind::Damaged);
+    assert_eq!(support::kind(store.purge_expired(9).await), damaged);
+    assert_eq!(support::kind(store.get(&key(0)).await), damaged);
+}
+
+// promise: ID-19
+#[tokio::test]
+async fn an_index_that_lacks_records_or_is_of_something_else_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(&folder, true).await;
+    for index in ["buttress_records_by_expiry", "buttress_records_open"] {
+        let lay = |file: &[u8]| {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("x.db"), file).unwrap();
+            folder
+        };
+        let refused = |folder: &TempDir| {
+            let refused = SqliteStore::open(folder.path().join("x.db"));
+            matches!(refused, Err(OpenError::Damaged(_)))
+        };
+        let mut bytes = file(&mut files.clone(), "x.db").clone();
+        let whole = lay(&bytes);
+        let db = Connection::open(whole.path().join("x.db")).unwrap();
+        let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let root: u32 = db.query_row(root, [index], |row| row.get(0)).unwrap();
+        // An index of the same name, as good as any, but not this one.
+        db.execute_batch(&format!(
+            "DROP INDEX {index}; CREATE INDEX {index} ON buttress_records (fence)"
+        ))
+        .unwrap();
+        drop(db);
+        assert!(refused(&whole), "{index} is another");
+
+        // A page that is as it should be, but has none of the records.
+        let page = &mut bytes[(root as usize - 1) * 4_096..][..4_096];
+        page.fill(0);
+        page[0] = 10;
+        page[5..7].copy_from_slice(&4_096_u16.to_be_bytes());
+        assert!(refused(&lay(&bytes)), "{index} is empty");
+    }
 }

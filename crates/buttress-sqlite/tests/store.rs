@@ -415,6 +415,69 @@ async fn a_scope_has_its_limit_and_the_others_do_not_feel_it() {
 }
 
 #[tokio::test]
+async fn a_scope_has_room_when_any_of_its_records_is_gone_and_not_only_the_oldest() {
+    type Lose = fn(Token) -> Op;
+    let ways: [(Lose, Duration); 6] = [
+        // A claim that was not armed is free when its lease is over.
+        (
+            |token| Op::Heartbeat {
+                token,
+                lease: LEASE,
+            },
+            LEASE,
+        ),
+        (|token| Op::Heartbeat { token, lease: MS }, MS),
+        (|token| Op::Release { token }, Duration::ZERO),
+        (|token| Op::Abandon { token }, Duration::ZERO),
+        (
+            |_| Op::Settle {
+                completion: None,
+                ttl: TTL,
+            },
+            LEASE,
+        ),
+        (
+            |token| Op::Complete {
+                token,
+                completion: completion("made"),
+                ttl: MS,
+            },
+            MS,
+        ),
+    ];
+    for (way, (lose, time_to_go)) in ways.into_iter().enumerate() {
+        let folder = folder();
+        let store = SqliteStore::open(folder.path().join("x.db")).unwrap();
+        let (store, time) = Time::of(store.max_records_per_scope(2));
+        win(&store, &key("old"), Token(1)).await;
+        let unarmed = store.step(&key("new"), claim_as(Token(2), false)).await;
+        assert!(matches!(unarmed, Ok(Answer::Won { .. })), "{unarmed:?}");
+        for _ in 0..2 {
+            let full = store.step(&key("more"), claim(Token(3))).await;
+            assert_eq!(kind(full), Some(StoreErrorKind::ScopeFull), "{way}");
+        }
+        store.step(&key("new"), lose(Token(2))).await.unwrap();
+        time.pass(time_to_go);
+        win(&store, &key("more"), Token(3)).await;
+        let full = store.step(&key("most"), claim(Token(3))).await;
+        assert_eq!(kind(full), Some(StoreErrorKind::ScopeFull), "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_lapses_makes_room_though_the_scope_was_counted_before_it() {
+    let folder = folder();
+    let path = folder.path().join("x.db");
+    let (store, time) = Time::of(SqliteStore::open(&path).unwrap());
+    win(&store, &key("old"), Token(1)).await;
+    let store = store.max_records_per_scope(2);
+    let unarmed = store.step(&key("new"), claim_as(Token(2), false)).await;
+    assert!(matches!(unarmed, Ok(Answer::Won { .. })), "{unarmed:?}");
+    time.pass(LEASE);
+    win(&store, &key("more"), Token(3)).await;
+}
+
+#[tokio::test]
 async fn a_full_store_says_so_and_purges_what_has_expired() {
     let folder = folder();
     let store = SqliteStore::open(folder.path().join("x.db")).unwrap();
