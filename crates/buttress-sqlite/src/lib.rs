@@ -128,6 +128,9 @@
 //! a record that has gone missing is noticed then, whatever it was that took it away. A record whose bytes are not those that
 //! were written is [`Damaged`](buttress_idempotency::StoreErrorKind::Damaged) wherever it is asked for, and never none.
 //! What happens to the file behind the back of a running process is noticed when it is opened the next time, or earlier.
+//! Once it is removed or another is in its place, all that would be written is
+//! [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable), on Unix: a process that lives on with the old one does
+//! not win what is claimed in the new one.
 //!
 //! The records are in the table `buttress_records`, and an operator may look at it with the `sqlite3` shell:
 //!
@@ -160,6 +163,7 @@
 mod clock;
 mod epoch;
 mod open;
+mod place;
 mod queue;
 mod reader;
 mod seal;

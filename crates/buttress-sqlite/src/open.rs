@@ -1,12 +1,6 @@
 //! How a store is opened, and what is looked at before it is trusted.
 
-use std::{
-    error::Error,
-    fmt, fs, io,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::{error::Error, fmt, fs, io, path::Path, thread, time::Duration};
 
 use buttress_idempotency::record::Moment;
 use rusqlite::{
@@ -16,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     epoch::{self, EpochFile, Found, Mark},
+    place::Place,
     seal::{Seal, VERSION},
     table::{Columns, SCHEMA, read_key},
 };
@@ -107,7 +102,7 @@ impl From<rusqlite::Error> for OpenError {
 /// A store that was opened.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    pub(crate) path: PathBuf,
+    pub(crate) place: Place,
     pub(crate) db: Connection,
     pub(crate) file: EpochFile,
     pub(crate) seal: Seal,
@@ -147,7 +142,7 @@ pub(crate) fn open(path: &Path, create: bool) -> Result<Opened, OpenError> {
     }
     let file = EpochFile::write(&epoch_path, seal.mark())?;
     Ok(Opened {
-        path,
+        place: Place::of(path)?,
         db,
         file,
         seal,

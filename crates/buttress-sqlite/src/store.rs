@@ -69,14 +69,15 @@ impl SqliteStore {
 
     fn start(opened: Opened) -> Result<Self, OpenError> {
         let Opened {
-            path,
+            place,
             db,
             file,
             seal,
         } = opened;
         let shared = Arc::new(Shared::new(seal.epoch, Clock::of_the_machine()));
+        let path = place.path.clone();
         let readers = open::connect(&path)?;
-        let writer = Writer::new(db, file, shared.clone());
+        let writer = Writer::new(db, place, file, shared.clone());
         let reads = shared.clone();
         let inner = Inner {
             path,

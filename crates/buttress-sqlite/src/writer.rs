@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock::Clock,
     epoch::{Epoch, EpochFile},
+    place::Place,
     queue::Reply,
     seal::{Seal, signed, unsigned},
     table::{self, Each},
@@ -79,6 +80,7 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Writer {
     db: Connection,
+    place: Place,
     file: EpochFile,
     shared: Arc<Shared>,
     scopes: Scopes,
@@ -91,10 +93,11 @@ enum Done {
 }
 
 impl Writer {
-    pub(crate) fn new(db: Connection, file: EpochFile, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(db: Connection, place: Place, file: EpochFile, shared: Arc<Shared>) -> Self {
         let scopes = Scopes::default();
         Self {
             db,
+            place,
             file,
             shared,
             scopes,
@@ -134,8 +137,8 @@ impl Writer {
         // Somebody else may have been writing for long.
         batch.retain(Job::is_wanted);
         let mut seal = Seal::read(&transaction)?;
-        if seal.epoch != self.shared.epoch {
-            let why = "the file has become another store";
+        if seal.epoch != self.shared.epoch || !self.place.is_kept() {
+            let why = "the file is gone, or has become another store";
             return Err(rusqlite::Error::ToSqlConversionFailure(why.into()));
         }
         let before = seal.clone();
@@ -336,9 +339,14 @@ mod tests {
 
     fn writer(folder: &TempDir) -> Writer {
         let path = folder.path().join("x.db");
-        let Opened { db, file, seal, .. } = open(&path, false).unwrap();
+        let Opened {
+            place,
+            db,
+            file,
+            seal,
+        } = open(&path, false).unwrap();
         let shared = Shared::new(seal.epoch, Clock::of_the_machine());
-        Writer::new(db, file, Arc::new(shared))
+        Writer::new(db, place, file, Arc::new(shared))
     }
 
     fn claim(name: usize) -> (Job, oneshot::Receiver<Result<Answer, StoreError>>) {

@@ -196,6 +196,30 @@ async fn another_store_in_the_place_of_the_first_is_an_error() {
     assert!(matches!(refused, Err(OpenError::Replaced)), "{refused:?}");
 }
 
+// promise: ID-19
+#[cfg(unix)]
+#[tokio::test]
+async fn a_process_whose_file_is_gone_or_another_wins_nothing_more() {
+    let folder = folder();
+    let path = folder.path().join("x.db");
+    let old = SqliteStore::open(&path).unwrap();
+    win(&old, &key("a"), Token(1)).await;
+    for file in ["x.db", "x.db-wal", "x.db-shm"] {
+        fs::remove_file(folder.path().join(file)).unwrap();
+    }
+    let gone = old.step(&key("b"), claim(Token(1))).await;
+    assert_eq!(kind(gone), Some(StoreErrorKind::Unavailable));
+    let new = SqliteStore::create(&path).unwrap();
+    let replaced = old.step(&key("b"), claim(Token(1))).await;
+    assert_eq!(kind(replaced), Some(StoreErrorKind::Unavailable));
+    win(&new, &key("b"), Token(2)).await;
+    drop(old);
+    win(&new, &key("c"), Token(2)).await;
+    drop(new);
+    let new = SqliteStore::open(&path).unwrap();
+    assert!(new.get(&key("b")).await.unwrap().is_some());
+}
+
 #[tokio::test]
 async fn a_store_that_has_lost_only_its_epoch_file_opens() {
     let folder = folder();
