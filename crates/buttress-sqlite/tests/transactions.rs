@@ -51,8 +51,21 @@ fn pay(
     key: &RecordKey,
     token: Token,
 ) -> Result<(), BoxError> {
+    pay_with(store, connection, (key, token), |transaction| {
+        effect(transaction);
+        Ok(())
+    })
+}
+
+/// Pays as `complete_with` has it done, without a layer.
+fn pay_with(
+    store: &SqliteStore,
+    connection: &mut Connection,
+    (key, token): (&RecordKey, Token),
+    effect: impl FnOnce(&Transaction<'_>) -> Result<(), BoxError>,
+) -> Result<(), BoxError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    effect(&transaction);
+    effect(&transaction)?;
     store.complete_in(&transaction, key, token, completion("paid"), TTL)?;
     Ok(transaction.commit()?)
 }
@@ -302,11 +315,15 @@ async fn a_transaction_that_its_effect_has_ended_completes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let (store, mut connection) = open(&folder);
         win(&store, &key("a"), Token(1)).await;
-        let ended = store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
-            transaction.execute_batch(end).unwrap();
-            Ok::<_, CompleteError>((completion("paid"), ()))
+        let held = (&key("a"), Token(1));
+        let ended = pay_with(&store, &mut connection, held, |transaction| {
+            Ok(transaction.execute_batch(end)?)
         });
-        assert!(matches!(ended, Err(CompleteError::Ended)), "{ended:?}");
+        let error = ended.unwrap_err();
+        assert!(
+            matches!(error.downcast_ref(), Some(CompleteError::Ended)),
+            "{error:?}"
+        );
         let state = store.get(&key("a")).await.unwrap().unwrap().state;
         assert!(matches!(state, State::Running { .. }), "{state:?}");
         // The connection is as good as before.
@@ -320,20 +337,19 @@ async fn an_effect_that_panics_or_drops_the_tables_leaves_all_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (store, mut connection) = open(&folder);
     win(&store, &key("a"), Token(1)).await;
+    let held = (&key("a"), Token(1));
     for table in ["buttress_records", "buttress_store"] {
-        let dropped =
-            store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
-                effect(transaction);
-                transaction.execute_batch(&format!("DROP TABLE {table}"))?;
-                Ok::<_, BoxError>((completion("paid"), ()))
-            });
+        let dropped = pay_with(&store, &mut connection, held, |transaction| {
+            effect(transaction);
+            Ok(transaction.execute_batch(&format!("DROP TABLE {table}"))?)
+        });
         dropped.unwrap_err();
     }
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        store.complete_with(&mut connection, &key("a"), Token(1), TTL, |transaction| {
+        pay_with(&store, &mut connection, held, |transaction| {
             effect(transaction);
             assert_eq!(effects(transaction), 0, "on purpose");
-            Ok::<_, BoxError>((completion("paid"), ()))
+            Ok(())
         })
     }));
     assert!(panicked.is_err());
