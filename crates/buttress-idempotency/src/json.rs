@@ -489,8 +489,9 @@ mod tests {
             let place = place.index(text.len());
             text[place] = byte;
             if let Some(after) = canonical(&text) {
-                let now: Value = serde_json::from_slice(&text).unwrap();
-                let same = to_vec(&now).unwrap() == to_vec(&value).unwrap();
+                // A number that is too large for a double has a form all the same.
+                let now = serde_json::from_slice::<Value>(&text).ok();
+                let same = now.is_some_and(|now| to_vec(&now).unwrap() == to_vec(&value).unwrap());
                 prop_assert!(same || after != before);
             }
         }

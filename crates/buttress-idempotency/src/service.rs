@@ -13,8 +13,8 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    Event, Key, Refusal, RequestBody, Scope, Store, future::ResponseFuture, problem::Problem,
-    record::RecordKey, run::Run, shared::Shared,
+    Event, Key, Refusal, RequestBody, Scope, Store, future::ResponseFuture, key::FIELD,
+    problem::Problem, record::RecordKey, run::Run, shared::Shared,
 };
 
 /// The service of an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
@@ -59,7 +59,7 @@ where
             let request = request.map(RequestBody::plain);
             return ResponseFuture::passed(self.inner.call(request));
         }
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let problem = match Key::of(&parts.headers) {
             Ok(Some(key)) => match self.scope.scope(&parts) {
                 Some(scope) => Ok(RecordKey::new(scope, key.as_str())),
@@ -79,6 +79,10 @@ where
                 return ResponseFuture::answered(problem.response(settings));
             }
         };
+        if let Some(value) = parts.headers.get_mut(&FIELD) {
+            // Whoever prints the request below does not print the key.
+            value.set_sensitive(true);
+        }
         // The service that was polled ready is the one that is called.
         let clone = self.inner.clone();
         let run = Run {

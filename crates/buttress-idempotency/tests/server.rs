@@ -2,11 +2,18 @@
 
 mod support;
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::{Debug, Write},
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use buttress_core::{BoxError, Rejected, clock};
 use buttress_idempotency::{
-    Global, IdempotencyLayer, Lapse, Lease, Recovered, RequestBody, record::State,
+    Global, IdempotencyLayer, Lapse, Lease, Recovered, RequestBody, Store,
+    record::{Op, State},
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -15,7 +22,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use support::*;
 use tokio::time::{advance, sleep};
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -138,6 +145,39 @@ async fn who_waits_waits_no_longer_than_he_may_and_only_for_the_same() {
     assert_eq!((status, &*code(&answer)), (422, "idempotency-key-reused"));
     assert_eq!(first.await.unwrap().unwrap().status(), 201);
     assert_eq!(effects.begun(), 1);
+}
+
+// promise: ID-8
+#[tokio::test(start_paused = true)]
+async fn who_waits_does_not_get_the_answer_to_another_request_that_has_got_the_key() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let counted = effects.clone();
+    let handler = move |_: Request<RequestBody<Body>>| {
+        let run = counted.begin();
+        async move {
+            sleep(SHORT).await;
+            if run == 1 {
+                return Err(Rejected::new("limit", "busy").into());
+            }
+            Ok::<_, BoxError>(Response::new(body("it is another's")))
+        }
+    };
+    let layer = layer(&store).wait(Duration::from_secs(5));
+    let mut service = layer.layer(service_fn(handler));
+    let first = tokio::spawn(service.clone().oneshot(post("k", "apples")));
+    settle().await;
+    // It is to wait for the first, and is not polled before that has come to nothing and the key is somebody else's.
+    let waiting = service.call(post("k", "apples"));
+    settle().await;
+    assert!(first.await.unwrap().is_err());
+    let mut other = post("k", "apples");
+    *other.uri_mut() = "/refunds".parse().unwrap();
+    let other = tokio::spawn(service.clone().oneshot(other));
+    settle().await;
+    let (status, answer, _) = read(waiting.await.unwrap()).await;
+    assert_eq!((status, &*code(&answer)), (422, "idempotency-key-reused"));
+    assert_eq!(other.await.unwrap().unwrap().status(), 200);
+    assert_eq!(effects.begun(), 2);
 }
 
 // promise: ID-2
@@ -305,8 +345,18 @@ async fn what_needs_no_key_asks_no_store() {
         .layer(service_fn(slow(&effects, SHORT)));
     let mut without = post("k", "");
     without.headers_mut().remove("idempotency-key");
-    let (status, body, _) = read(service.oneshot(without).await.unwrap()).await;
+    let (status, body, _) = read(service.clone().oneshot(without).await.unwrap()).await;
     assert_eq!((status, &*code(&body)), (400, "idempotency-key-missing"));
+    // Nor does what is no key.
+    for key in ["\"k", "", "k k", "k,k"] {
+        let (status, body, _) = read(service.clone().oneshot(post(key, "")).await.unwrap()).await;
+        assert_eq!((status, &*code(&body)), (400, "idempotency-key-invalid"));
+    }
+    let mut two = post("k", "");
+    two.headers_mut()
+        .append("idempotency-key", "k".parse().unwrap());
+    let (status, body, _) = read(service.oneshot(two).await.unwrap()).await;
+    assert_eq!((status, &*code(&body)), (400, "idempotency-key-invalid"));
     assert_eq!((effects.begun(), store.asked()), (4, 0));
 }
 
@@ -348,6 +398,9 @@ async fn a_key_belongs_to_one_request() {
         change(|it| *it.body_mut() = body("applez")),
         change(|it| *it.body_mut() = body("")),
         change(|it| drop(it.headers_mut().remove(header::CONTENT_TYPE))),
+        change(|it| set(it, "content-type", "application/json; charset=utf-8")),
+        change(|it| *it.uri_mut() = "/payments".parse().unwrap()),
+        change(|it| *it.uri_mut() = "/payments/?currency=eur".parse().unwrap()),
     ];
     for other in others {
         let (status, body, _) = ask(other).await;
@@ -357,6 +410,8 @@ async fn a_key_belongs_to_one_request() {
         post("k", "apples"),
         change(|it| set(it, "traceparent", "00-1")),
         change(|it| set(it, "authorization", "Bearer 2")),
+        change(|it| set(it, "user-agent", "another/2")),
+        change(|it| set(it, "date", "Sat, 28 Nov 2026 14:00:00 GMT")),
     ];
     for same in same {
         assert_eq!(ask(same).await.1, "run 1 of 6 bytes");
@@ -1005,6 +1060,114 @@ async fn nobody_gets_what_is_somebody_elses() {
     assert!(!body.contains("secret-key"));
 }
 
+/// Writes down what `Debug` has of something.
+fn shows(text: &Arc<Mutex<String>>) -> impl Fn(&dyn Debug) + Clone + use<> {
+    let text = text.clone();
+    move |what| writeln!(text.lock().unwrap(), "{what:?} {what:#?}").unwrap()
+}
+
+// promise: ID-22
+#[tokio::test(start_paused = true)]
+async fn a_key_is_in_no_store_event_answer_or_debug_output() {
+    const SECRET: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
+    let shown = Arc::new(Mutex::new(String::new()));
+    let show = shows(&shown);
+    let (store, effects) = (Records::new(), Effects::default());
+    let (counted, seen) = (effects.clone(), show.clone());
+    let handler = move |request: Request<RequestBody<Body>>| {
+        let run = counted.begin();
+        seen(&request);
+        seen(&request.extensions().get::<Arm>());
+        let seen = seen.clone();
+        async move {
+            sleep(SHORT).await;
+            if run == 1 {
+                return dies();
+            }
+            let response = Response::new(body("done"));
+            seen(&response);
+            Ok::<_, BoxError>(response)
+        }
+    };
+    let (told, asked) = (show.clone(), show.clone());
+    let user = |parts: &Parts| Some(parts.headers.get("x-user")?.to_str().ok()?.to_owned());
+    let layer = IdempotencyLayer::new(store.clone(), user)
+        .canonical_json(1_024)
+        .on_event(move |event| told(event))
+        .recover(move |parts| {
+            asked(&parts);
+            std::future::ready(Recovered::Unknown)
+        });
+    let (service, handle) = (layer.layer(service_fn(handler)), layer.handle());
+    show(&layer);
+    show(&layer.policy());
+    let statuses = Mutex::new(Vec::new());
+    let ask = async |user: Option<&'static str>, key: String, mood: Mood| {
+        let mut request = post(&key, "[1]");
+        if let Some(user) = user {
+            set(&mut request, "x-user", user);
+        }
+        store.be(mood);
+        let mut service = service.clone();
+        let call = service.call(request);
+        show(&service);
+        show(&call);
+        let answer = tokio::spawn(call).await;
+        store.be(Mood::Well);
+        match answer {
+            Ok(answer) => {
+                let answer = answer.unwrap();
+                show(&answer);
+                let (status, body, headers) = read(answer).await;
+                show(&(body, headers));
+                statuses.lock().unwrap().push(status);
+            }
+            Err(error) => show(&error),
+        }
+        settle().await;
+        show(&(&store.text(), &handle));
+    };
+    ask(Some("alice"), SECRET.into(), Mood::Well).await;
+    ask(Some("alice"), SECRET.into(), Mood::Well).await;
+    ask(Some("mallory"), SECRET.into(), Mood::Well).await;
+    ask(Some("mallory"), format!("\"{SECRET}\""), Mood::Well).await;
+    ask(Some("mallory"), format!("\"{SECRET}"), Mood::Well).await;
+    ask(None, SECRET.into(), Mood::Well).await;
+    ask(Some("bob"), SECRET.into(), Mood::Fails).await;
+    tokio::join!(
+        ask(Some("carol"), SECRET.into(), Mood::Well),
+        ask(Some("carol"), SECRET.into(), Mood::Well)
+    );
+    let mut statuses = statuses.into_inner().unwrap();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 200, 400, 403, 409, 409, 503]);
+    for key in store.keys() {
+        let record = handle.get(&key).await.unwrap();
+        show(&(&key, record));
+        let claim = Op::Settle {
+            completion: None,
+            ttl: SHORT,
+        };
+        show(&(store.step(&key, claim.clone()).await, claim));
+    }
+    let shown = shown.lock().unwrap();
+    for told in [
+        "Run",
+        "Replayed",
+        "InFlight",
+        "Rejected",
+        "StoreFailed",
+        "Abandoned",
+    ] {
+        assert!(shown.contains(told), "{told}");
+    }
+    for part in [SECRET, &SECRET[..8], &SECRET[24..]] {
+        let place = shown.find(part);
+        let around = place.map(|place| &shown[place.saturating_sub(300)..place + 50]);
+        assert_eq!(around, None);
+    }
+}
+
 // promise: ID-26
 #[test]
 fn what_is_published_is_what_is_set() {
@@ -1029,10 +1192,7 @@ fn what_is_published_is_what_is_set() {
 // promise: ID-14
 #[test]
 fn its_error_is_that_of_the_service_below() {
-    fn takes<S: tower::Service<Request<Body>, Error = Infallible, Future: Send> + Clone + Send>(
-        _: S,
-    ) {
-    }
+    fn takes<S: Service<Request<Body>, Error = Infallible, Future: Send> + Clone + Send>(_: S) {}
 
     let service = service_fn(async |_: Request<RequestBody<Body>>| {
         Ok::<_, Infallible>(Response::new(body("")))

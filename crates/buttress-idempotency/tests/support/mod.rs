@@ -103,6 +103,10 @@ impl Records {
         }
     }
 
+    pub fn keys(&self) -> Vec<RecordKey> {
+        self.0.lock().unwrap().records.keys().cloned().collect()
+    }
+
     pub fn text(&self) -> String {
         format!("{:?}", self.0.lock().unwrap())
     }
