@@ -92,7 +92,7 @@
 //!
 //! A request with a key runs apart from its connection, in a task of tokio: it goes on when its future is dropped, and its
 //! answer is kept. [`Handle::drain`] waits for those when a server ends. A request without a key is dropped as without this
-//! layer. A panic of the handler is passed on to whoever waits for the answer.
+//! layer, and so is one that [waits](IdempotencyLayer::wait) for another. A panic of the handler is passed on to whoever waits for the answer.
 //!
 //! # Order in a stack
 //!
