@@ -1077,7 +1077,7 @@ async fn a_key_is_in_no_store_event_answer_or_debug_output() {
     let handler = move |request: Request<RequestBody<Body>>| {
         let run = counted.begin();
         seen(&request);
-        seen(&request.extensions().get::<Arm>());
+        seen(&request.extensions().get::<Lease>());
         let seen = seen.clone();
         async move {
             sleep(SHORT).await;
