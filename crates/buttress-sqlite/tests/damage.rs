@@ -294,10 +294,16 @@ async fn a_damaged_record_does_not_keep_others_that_have_expired() {
 async fn an_index_that_lacks_records_or_is_of_something_else_is_damage() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(&folder, true).await;
-    for index in ["buttress_records_by_expiry", "buttress_records_open"] {
+    let index = "buttress_records_by_expiry";
+    for shared in [false, true] {
         let lay = |file: &[u8]| {
             let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join("x.db"), file).unwrap();
+            let path = folder.path().join("x.db");
+            fs::write(&path, file).unwrap();
+            if shared {
+                let db = Connection::open(&path).unwrap();
+                db.execute_batch("CREATE TABLE mine (x)").unwrap();
+            }
             folder
         };
         let refused = |folder: &TempDir| {
@@ -315,13 +321,39 @@ async fn an_index_that_lacks_records_or_is_of_something_else_is_damage() {
         ))
         .unwrap();
         drop(db);
-        assert!(refused(&whole), "{index} is another");
+        assert!(refused(&whole), "it is another");
 
         // A page that is as it should be, but has none of the records.
         let page = &mut bytes[(root as usize - 1) * 4_096..][..4_096];
         page.fill(0);
         page[0] = 10;
         page[5..7].copy_from_slice(&4_096_u16.to_be_bytes());
-        assert!(refused(&lay(&bytes)), "{index} is empty");
+        assert!(refused(&lay(&bytes)), "it is empty");
+    }
+}
+
+// promise: ID-19
+#[tokio::test]
+async fn a_damaged_epoch_file_is_an_error_until_somebody_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.db");
+    drop(SqliteStore::open(&path).unwrap());
+    let epoch = folder.path().join("x.db-epoch");
+    let whole = fs::read(&epoch).unwrap();
+    let flipped = [&whole[..24], &[whole[24] ^ 1], &whole[25..]].concat();
+    for bytes in [
+        &[][..],
+        &whole[..55],
+        &[&whole[..], &[0]].concat(),
+        &flipped,
+    ] {
+        fs::write(&epoch, bytes).unwrap();
+        let refused = SqliteStore::open(&path);
+        assert!(
+            matches!(refused, Err(OpenError::DamagedEpoch)),
+            "{refused:?}"
+        );
+        drop(SqliteStore::create(&path).unwrap());
+        drop(SqliteStore::open(&path).unwrap());
     }
 }
