@@ -14,6 +14,9 @@
 //!
 //! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
 //! ([`Rejected`]), and the [`clock`].
+//!
+//! In which order they stand, and what every other order costs, is in [`docs::order`]. What a stack of them promises, with a
+//! number for each, is in [`promises`]; what a layer promises by itself is in its own crate.
 
 pub use buttress_core::{
     Applied, BoxError, Classify, Deadline, Hint, Kind, LimitReport, Policies, QuotaPolicy,
@@ -32,6 +35,14 @@ pub use buttress_rate_limit as rate_limit;
 pub use buttress_retry as retry;
 #[cfg(feature = "sqlite")]
 pub use buttress_sqlite as sqlite;
+
+/// Guides.
+pub mod docs {
+    #[doc = include_str!("../docs/order.md")]
+    pub mod order {}
+}
+#[doc = include_str!("../PROMISES.md")]
+pub mod promises {}
 
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
