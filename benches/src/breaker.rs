@@ -41,53 +41,29 @@ pub(crate) fn groups() -> Vec<Group> {
     ]
 }
 
-const FLOOR: Goal = Goal {
-    at_most: 2.0,
-    of: "floor",
-};
+const FLOOR: Goal = Goal::times(2.0, "floor");
 
 /// What a call should cost that is let through.
 const CLOSED: &[Goal] = &[
     FLOOR,
-    Goal {
-        at_most: 0.6,
-        of: "recloser (no layer)",
-    },
-    Goal {
-        at_most: 0.1,
-        of: "tower-resilience",
-    },
+    Goal::times(0.6, "recloser (no layer)"),
+    Goal::times(0.1, "tower-resilience"),
 ];
 
 /// No peer that is quick knows the time.
 const TIMED: &[Goal] = &[FLOOR];
 
 /// What a call should cost however many came before it.
-const SIZES: &[Goal] = &[
-    FLOOR,
-    Goal {
-        at_most: 1.2,
-        of: "buttress, 10^2 calls",
-    },
-];
+const SIZES: &[Goal] = &[FLOOR, Goal::times(1.2, "buttress, 10^2 calls")];
 
 /// What a refusal should cost.
 const OPEN: &[Goal] = &[
-    Goal {
-        at_most: 0.8,
-        of: "failsafe (no layer)",
-    },
-    Goal {
-        at_most: 0.8,
-        of: "recloser (no layer)",
-    },
+    Goal::times(0.8, "failsafe (no layer)"),
+    Goal::times(0.8, "recloser (no layer)"),
 ];
 
 /// What a call should cost while another core makes one through the same breaker.
-const SCALING: &[Goal] = &[Goal {
-    at_most: 2.5,
-    of: "floor",
-}];
+const SCALING: &[Goal] = &[Goal::times(2.5, "floor")];
 
 fn number() -> u64 {
     NUMBER

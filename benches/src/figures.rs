@@ -20,7 +20,13 @@ pub(crate) struct Figure {
     pub(crate) name: &'static str,
     pub(crate) value: f64,
     /// What it should be for ours.
-    pub(crate) at_most: Option<f64>,
+    pub(crate) goal: Option<Limit>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Measure {
@@ -79,11 +85,14 @@ pub(crate) fn table(lines: &[Line]) -> Table {
 
 impl Line {
     fn goal(&self, figure: &Figure) -> String {
-        match figure.at_most {
-            Some(at_most) if self.measure.kind == Kind::Ours => {
-                let reached = if figure.value <= at_most { "yes" } else { "NO" };
-                format!("{reached}: at most {at_most}")
-            }
+        let (is_reached, goal) = match figure.goal {
+            Some(Limit::AtMost(most)) => (figure.value <= most, format!("at most {most}")),
+            Some(Limit::AtLeast(least)) => (figure.value >= least, format!("at least {least}")),
+            None => return String::new(),
+        };
+        match self.measure.kind {
+            Kind::Ours if is_reached => format!("yes: {goal}"),
+            Kind::Ours => format!("NO: {goal}"),
             _ => String::new(),
         }
     }

@@ -55,8 +55,32 @@ pub(crate) enum Kind {
 /// A cost over the bare service, in terms of another row of the group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Goal {
-    pub(crate) at_most: f64,
+    pub(crate) at_most: Bound,
     pub(crate) of: &'static str,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    /// So many times the other row's cost.
+    Times(f64),
+    /// So many nanoseconds more than the other row's cost.
+    Nanoseconds(f64),
+}
+
+impl Goal {
+    pub(crate) const fn times(at_most: f64, of: &'static str) -> Self {
+        Self {
+            at_most: Bound::Times(at_most),
+            of,
+        }
+    }
+
+    pub(crate) const fn nanoseconds(at_most: f64, of: &'static str) -> Self {
+        Self {
+            at_most: Bound::Nanoseconds(at_most),
+            of,
+        }
+    }
 }
 
 /// What a row costs.

@@ -51,28 +51,16 @@ pub(crate) fn measures() -> Vec<Measure> {
 }
 
 /// What a call should cost that does not wait, or that is refused.
-const FLOOR: &[Goal] = &[Goal {
-    at_most: 1.5,
-    of: "floor",
-}];
+const FLOOR: &[Goal] = &[Goal::times(1.5, "floor")];
 
 /// What a refusal should cost with its answer, which is about 600 ns.
-const ANSWERED: &[Goal] = &[Goal {
-    at_most: 3.0,
-    of: "floor",
-}];
+const ANSWERED: &[Goal] = &[Goal::times(3.0, "floor")];
 
 /// What a call should cost where each key has a limit of its own.
-const KEYED: &[Goal] = &[Goal {
-    at_most: 0.6,
-    of: GOVERNOR,
-}];
+const KEYED: &[Goal] = &[Goal::times(0.6, GOVERNOR)];
 
 /// What a call should cost while another core makes one through the same limiter.
-const SCALING: &[Goal] = &[Goal {
-    at_most: 2.5,
-    of: "floor",
-}];
+const SCALING: &[Goal] = &[Goal::times(2.5, "floor")];
 
 const GOVERNOR: &str = "governor (no layer)";
 const LEAKY_BUCKET: &str = "leaky-bucket (no layer)";

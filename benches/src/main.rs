@@ -4,6 +4,7 @@ mod alloc;
 mod breaker;
 mod figures;
 mod harness;
+mod idempotency;
 mod instructions;
 mod limit;
 mod report;
@@ -62,10 +63,12 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let mut groups = retry::groups();
     groups.extend(breaker::groups());
     groups.extend(limit::groups());
+    groups.extend(idempotency::groups()?);
     if let (Some(path), Some(calls)) = (&options.only, options.calls) {
         return make_calls(&mut groups, path, calls);
     }
     let mut measures = limit::measures();
+    measures.extend(idempotency::measures());
     measures.retain(|measure| measure.is_wanted(options.only.as_deref()));
     if let Some(pattern) = &options.only {
         keep(&mut groups, pattern);

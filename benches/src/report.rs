@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::figures;
-use crate::harness::{Cost, Group, Kind, Row, Spread};
+use crate::harness::{Bound, Cost, Group, Kind, Row, Spread};
 
 /// A row of the report.
 pub(crate) struct Line {
@@ -45,12 +45,21 @@ pub(crate) fn lines(
             _ => Some(cost.as_ref().ok()?.over_bare.median / denominator(other?)?),
         };
         let goals = goals.iter().filter(|_| row.kind == Kind::Ours);
-        let goals = goals.map(|(goal, other)| match to(*other) {
-            Some(ratio) if ratio <= goal.at_most => {
-                format!("yes: {ratio:.2} of {} x {}", goal.at_most, goal.of)
-            }
-            Some(ratio) => format!("NO: {ratio:.2} of {} x {}", goal.at_most, goal.of),
-            None => format!("? of {} x {}", goal.at_most, goal.of),
+        let more = |other: Option<Spread>| {
+            let own = cost.as_ref().ok()?.over_bare.median;
+            Some(own - other?.median)
+        };
+        let goals = goals.map(|(goal, other)| {
+            let (reached, at_most, unit) = match goal.at_most {
+                Bound::Times(at_most) => (to(*other), at_most, "x"),
+                Bound::Nanoseconds(at_most) => (more(*other), at_most, "ns more than"),
+            };
+            let reached = match reached {
+                Some(figure) if figure <= at_most => format!("yes: {figure:.2}"),
+                Some(figure) => format!("NO: {figure:.2}"),
+                None => "?".to_owned(),
+            };
+            format!("{reached} of {at_most} {unit} {}", goal.of)
         });
         Line {
             group: group.name,

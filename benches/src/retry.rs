@@ -39,16 +39,7 @@ fn requests(client: Client) -> impl FnMut() -> Request + Clone {
 }
 
 /// What a call should cost that could be retried and need not be.
-const GOALS: &[Goal] = &[
-    Goal {
-        at_most: 2.0,
-        of: "floor",
-    },
-    Goal {
-        at_most: 0.5,
-        of: "tower",
-    },
-];
+const GOALS: &[Goal] = &[Goal::times(2.0, "floor"), Goal::times(0.5, "tower")];
 
 fn numbers() -> Group {
     let target = Target::new;

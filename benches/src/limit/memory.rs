@@ -7,7 +7,7 @@ use tower_service::Service;
 use super::keys::Keys;
 use super::{GOVERNOR, ours, peers};
 use crate::alloc;
-use crate::figures::{Figure, Measure};
+use crate::figures::{Figure, Limit, Measure};
 use crate::harness::Kind;
 use crate::target::{Key, Target};
 
@@ -47,7 +47,7 @@ fn of<S: Service<Key>>(
         let a_key = |name, more: i64| Figure {
             name,
             value: more as f64 / f64::from(keys - 1),
-            at_most: Some(AT_MOST),
+            goal: Some(Limit::AtMost(AT_MOST)),
         };
         Ok(vec![
             a_key("bytes a key", all.held - one.held),

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use super::{GOVERNOR, LEAKY_BUCKET, ours, peers};
-use crate::figures::{Figure, Measure};
+use crate::figures::{Figure, Limit, Measure};
 use crate::harness::{Kind, Spread, now};
 use crate::target::NUMBER;
 
@@ -70,10 +70,10 @@ where
             Ok((polls.median, micros.median))
         };
         let ((few_polls, few), (many_polls, many)) = (drained(2_000)?, drained(4_000)?);
-        let figure = |name, value, at_most| Figure {
+        let figure = |name, value, at_most: Option<f64>| Figure {
             name,
             value,
-            at_most,
+            goal: at_most.map(Limit::AtMost),
         };
         Ok(vec![
             figure("polls a waiter, 2,000", few_polls, Some(3.0)),
