@@ -11,6 +11,7 @@
 //! | `rate-limit` | [`rate_limit::RateLimitLayer`]: keeps to a rate, by waiting in order or by refusing |
 //! | `retry` | [`retry::RetryLayer`]: sends again what may safely be sent again |
 //! | `sqlite` | [`sqlite::SqliteStore`]: keeps what was done in a file, for `idempotency` |
+//! | `telemetry` | [`telemetry`]: metrics and traces of what the layers do |
 //!
 //! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
 //! ([`Rejected`]), and the [`clock`].
@@ -35,6 +36,8 @@ pub use buttress_rate_limit as rate_limit;
 pub use buttress_retry as retry;
 #[cfg(feature = "sqlite")]
 pub use buttress_sqlite as sqlite;
+#[cfg(feature = "telemetry")]
+pub use buttress_telemetry as telemetry;
 
 /// Guides.
 pub mod docs {
