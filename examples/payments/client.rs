@@ -3,8 +3,8 @@
 use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use buttress::{
-    BoxError,
-    breaker::BreakerLayer,
+    BoxError, Classify, Verdict,
+    breaker::{self, BreakerLayer},
     rate_limit::{Quota, RateLimitLayer},
     retry::RetryLayer,
 };
@@ -18,7 +18,7 @@ use hyper_util::{
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneService};
 
-use crate::{Args, counts::Counts, injector::Injector};
+use crate::{args::Args, counts::Counts, injector::Injector};
 
 /// How long one send may take. A server that hangs costs this much, not the whole call.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(250);
@@ -28,7 +28,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// It takes no fewer for a reason to open. They would be those of a moment when all workers start, or
 /// end, and of these too many have failed: a failure comes before the successes, or long after them.
-const MIN_CALLS: NonZeroU32 = NonZeroU32::new(100).unwrap();
+const MIN_CALLS: NonZeroU32 = NonZeroU32::new(200).unwrap();
 
 /// When the breaker counts a send that was given up as a failure: a bit before it is given up.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -68,7 +68,7 @@ pub(crate) fn stack(
         .attempt_timeout(ATTEMPT_TIMEOUT)
         .seed(args.seed)
         .on_event(move |event| retries.retry(event));
-    let mut breaker = BreakerLayer::http()
+    let mut breaker = BreakerLayer::new(health)
         .name("payments")
         .window(WINDOW)
         .min_calls(MIN_CALLS)
@@ -83,6 +83,7 @@ pub(crate) fn stack(
         .max_wait(MAX_WAIT)
         .on_event(move |event| turns.pace(event));
     ServiceBuilder::new()
+        // Without an outbox, which gives each payment its key, an `IdempotencyKeyLayer` stands here.
         .layer(retry)
         // Below the retries, where it sees every send. What it refuses is not sent again.
         .layer(breaker)
@@ -91,6 +92,15 @@ pub(crate) fn stack(
         .service(http)
         .and_then(whole)
         .boxed_clone()
+}
+
+/// What an answer says of the server's health. A breaker ignores replays, since a memory may be well where the handler is not.
+/// Here they are one database, and an outbox asks for so many of them that what fails would be most of what is left.
+fn health<B>(result: Result<&Response<B>, &BoxError>) -> Verdict {
+    match result {
+        Ok(response) if response.status().is_success() => Verdict::SUCCESS,
+        _ => breaker::Http.classify(result),
+    }
 }
 
 /// Reads an answer to its end, because only that is an acknowledgment. A layer gives an answer away

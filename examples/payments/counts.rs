@@ -139,6 +139,7 @@ impl Counts {
                 totals.asleep += *delay;
                 totals.hinted += u64::from(*source == DelaySource::Hint);
                 let cause = match cause {
+                    Cause::Response(Some(status)) if *status == 409 => "409, in flight",
                     Cause::Response(Some(status)) if *status == 429 => "429",
                     Cause::Response(Some(status)) if *status == 500 => "500",
                     Cause::Response(Some(status)) if *status == 503 => "503",

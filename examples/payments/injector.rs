@@ -1,10 +1,10 @@
 //! The fault injector: a TCP proxy between client and server that does what networks do.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -14,7 +14,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{outage::Outage, server::IDEMPOTENCY_KEY};
+use crate::{message::Message, outbox::IDEMPOTENCY_KEY, seen::Seen};
 
 /// What goes wrong with an answer.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +53,9 @@ const FAULTS: [(&str, Fault, Effect); 10] = [
 /// What everything meets while the server is gone: a refused connect, or a RST on an old connection.
 pub(crate) const DOWN: &str = "server down";
 
+/// What a request meets that was in the server when it was killed: the end of its connection.
+const KILLED: &str = "killed in the middle of it";
+
 /// What a 429 says besides. It is whole seconds, and one of them is long for this program.
 const RETRY_AFTER: &str = "retry-after: 1\r\n";
 
@@ -60,33 +63,24 @@ const RETRY_AFTER: &str = "retry-after: 1\r\n";
 /// which send came first, so a run with the same seed meets the same faults.
 #[derive(Debug)]
 pub(crate) struct Injector {
-    server: SocketAddr,
     share: f64,
     seed: u64,
-    outage: Outage,
     /// Bound but never listening, so that a connect to it is refused by the operating system.
     closed: TcpSocket,
     sends: Mutex<HashMap<Uuid, u64>>,
-    faults: Mutex<BTreeMap<&'static str, u64>>,
+    seen: Mutex<Seen>,
 }
 
 impl Injector {
-    pub(crate) fn new(
-        server: SocketAddr,
-        share: f64,
-        seed: u64,
-        outage: Outage,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(server: SocketAddr, share: f64, seed: u64) -> io::Result<Self> {
         let closed = TcpSocket::new_v4()?;
         closed.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         Ok(Self {
-            server,
             share,
             seed,
-            outage,
             closed,
             sends: Mutex::default(),
-            faults: Mutex::default(),
+            seen: Mutex::new(Seen::new(server)),
         })
     }
 
@@ -109,14 +103,14 @@ impl Injector {
     /// Connects to the proxy, or to a port where nobody listens.
     pub(crate) async fn connect(&self, proxy: SocketAddr) -> io::Result<TcpStream> {
         // A connection belongs to no payment: the nil key stands for all of them.
-        let refused = if self.is_down() {
+        let refused = if self.seen().is_down() {
             Some(DOWN)
         } else {
             let refused = self.dice(Uuid::nil()).random_bool(self.share / 2.0);
             refused.then_some("connect refused")
         };
         let address = if let Some(fault) = refused {
-            self.count(fault);
+            self.seen().fault(fault);
             self.closed.local_addr()?
         } else {
             proxy
@@ -126,23 +120,15 @@ impl Injector {
         Ok(stream)
     }
 
-    /// How often each fault was met.
-    pub(crate) fn faults(&self) -> BTreeMap<&'static str, u64> {
-        self.faults.lock().unwrap().clone()
+    /// How many payments were sent, as far as is known here.
+    pub(crate) fn payments(&self) -> u64 {
+        let sends = self.sends.lock().unwrap();
+        sends.keys().filter(|key| !key.is_nil()).count() as u64
     }
 
-    pub(crate) fn outage(&self) -> &Outage {
-        &self.outage
-    }
-
-    /// Is the server gone? All that is known here of the payments is how many keys were sent.
-    fn is_down(&self) -> bool {
-        let payments = self.sends.lock().unwrap().len();
-        self.outage.is_on(payments)
-    }
-
-    fn count(&self, fault: &'static str) {
-        *self.faults.lock().unwrap().entry(fault).or_default() += 1;
+    /// What it has seen. Do not wait while this is held.
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap()
     }
 
     /// The dice for the next send with this key.
@@ -159,8 +145,8 @@ impl Injector {
 
     /// The fault that this request meets, if it meets one.
     fn draw(&self, request: &Message) -> Option<(Fault, Effect)> {
-        if self.is_down() {
-            self.count(DOWN);
+        if self.seen().is_down() {
+            self.seen().fault(DOWN);
             return Some((Fault::Reset, Effect::Before));
         }
         let key = request.header(IDEMPOTENCY_KEY)?.parse().ok()?;
@@ -169,7 +155,7 @@ impl Injector {
             return None;
         }
         let (name, fault, effect) = *FAULTS.choose(&mut dice)?;
-        self.count(name);
+        self.seen().fault(name);
         Some((fault, effect))
     }
 
@@ -177,20 +163,29 @@ impl Injector {
     async fn relay(&self, client: TcpStream) -> io::Result<()> {
         client.set_nodelay(true)?;
         let mut client = BufReader::new(client);
-        let mut server = BufReader::new(TcpStream::connect(self.server).await?);
+        let Some(address) = self.seen().server else {
+            return client.get_ref().set_zero_linger();
+        };
+        let mut server = BufReader::new(TcpStream::connect(address).await?);
         server.get_ref().set_nodelay(true)?;
         loop {
-            let request = Message::read(&mut client).await?;
+            let request = tokio::select! {
+                request = Message::read(&mut client) => request?,
+                // It has not been asked anything: this is its end.
+                _ = server.fill_buf() => return Ok(()),
+            };
             let fault = self.draw(&request);
             let mut answer = Message::default();
             if !matches!(fault, Some((_, Effect::Before))) {
-                server.write_all(&request.bytes).await?;
-                answer = Message::read(&mut server).await?;
+                let sent = server.write_all(&request.bytes).await;
+                let read = sent.and(Message::read(&mut server).await);
+                answer = read.inspect_err(|_| self.seen().fault(KILLED))?;
+                self.seen().answer(&answer);
             }
             match fault.map(|(fault, _)| fault) {
                 None => {
                     client.write_all(&answer.bytes).await?;
-                    self.outage.answered();
+                    self.seen().acknowledged();
                 }
                 Some(Fault::Answer(status)) => {
                     let more = if status == 429 { RETRY_AFTER } else { "" };
@@ -208,37 +203,5 @@ impl Injector {
                 }
             }
         }
-    }
-}
-
-/// An HTTP/1.1 request or answer with a `Content-Length`, byte for byte. No more is needed here.
-#[derive(Debug, Default)]
-struct Message {
-    bytes: Vec<u8>,
-    /// Where the head ends and the body begins.
-    head: usize,
-}
-
-impl Message {
-    async fn read(from: &mut BufReader<TcpStream>) -> io::Result<Self> {
-        let mut message = Self::default();
-        while !message.bytes.ends_with(b"\r\n\r\n") {
-            if from.read_until(b'\n', &mut message.bytes).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        message.head = message.bytes.len();
-        let length = message
-            .header("content-length")
-            .and_then(|it| it.parse().ok());
-        let mut body = from.take(length.unwrap_or(0));
-        body.read_to_end(&mut message.bytes).await?;
-        Ok(message)
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        let head = str::from_utf8(&self.bytes[..self.head]).ok()?;
-        let mut fields = head.lines().filter_map(|line| line.split_once(':'));
-        fields.find_map(|(key, value)| key.eq_ignore_ascii_case(name).then(|| value.trim()))
     }
 }

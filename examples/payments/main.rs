@@ -1,126 +1,83 @@
-//! The main job: send payments through a network that fails, and run each of them exactly once.
+//! The main job: send payments through a network that fails, to a server that is killed, and make each of them exactly once.
 //!
 //! ```text
 //! outbox -> retry -> breaker -> rate limit -> HTTP client
-//!     -> [fault injector] -> answer -> rate limit -> server -> ledger
+//!     -> [fault injector] -> answer -> idempotency -> rate limit -> handler -> ledger
 //! ```
 //!
-//! Everything talks over real TCP on the loopback interface. After a third of the payments the server
-//! is gone for some seconds, and the breaker keeps the calls away from it until it is back. When the
-//! outbox is empty the ledger is read line by line; the program exits non-zero when a payment is
-//! missing or is in it twice.
+//! Everything talks over real TCP on the loopback interface. The server is a process of its own, this program once more. It is
+//! killed twice, without a word, while payments are under way, and started again on the same file. When the outbox is empty
+//! it is killed for good, and the ledger is read from its file: the program exits non-zero when a payment is missing or
+//! is in it twice, or when more was sent than may be.
 //!
-//! Start reading in `client.rs`: it has the stack. `cargo run --release --example payments -- --help`
+//! Start reading in `client.rs` and `server.rs`: they have the stacks. `cargo run --release --example payments -- --help`
 
+mod advice;
+mod args;
 mod client;
 mod counts;
 mod injector;
-mod outage;
+mod kills;
+mod ledger;
+mod message;
 mod outbox;
+mod progress;
 mod report;
+mod seen;
 mod server;
+mod table;
 
 use std::{
     io::{self, Write},
-    num::NonZeroU32,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use buttress::{BoxError, clock};
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use tokio::signal;
 
 use crate::{
-    counts::Counts,
-    injector::Injector,
-    outage::Outage,
-    report::{Progress, Report},
-    server::Ledger,
+    args::Args, counts::Counts, injector::Injector, kills::Server, progress::Progress,
+    report::Report,
 };
-
-/// Send payments through a network that fails, and check that each of them ran exactly once.
-#[derive(Debug, Parser)]
-#[command(name = "payments")]
-pub(crate) struct Args {
-    /// How many payments to make
-    #[arg(long, value_name = "N", default_value_t = 10_000,
-          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    payments: u64,
-
-    /// The share of sends that meet a fault, 0.0 to 0.4, with --shadow to 0.9; half as many connects
-    /// are refused
-    #[arg(long, value_name = "SHARE", default_value_t = 0.3,
-          value_parser = share, allow_negative_numbers = true)]
-    faults: f64,
-
-    /// Seeds the faults, the keys and the backoff: the same seed meets the same faults
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-
-    /// How long the server is gone, once a third of the payments was sent; 0 if never
-    #[arg(long, value_name = "SECONDS", default_value_t = 3,
-          value_parser = clap::value_parser!(u64).range(0..=60))]
-    outage: u64,
-
-    /// How many sends a second the client allows itself; the server takes 1,500 requests, and answers
-    /// 429 to more
-    #[arg(long, value_name = "N", default_value = "1400",
-          value_parser = clap::value_parser!(NonZeroU32))]
-    rate: NonZeroU32,
-
-    /// Let the breaker refuse nothing, and only count what it would refuse
-    #[arg(long)]
-    shadow: bool,
-
-    /// Let the server ignore the keys, to see what they are for (this run is meant to fail)
-    #[arg(long)]
-    forget_keys: bool,
-}
-
-/// Reads a share of faults. Above 0.9 hardly anything arrives and the run would take hours.
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        // A NaN is in no range.
-        Ok(share) if (0.0..=0.9).contains(&share) => Ok(share),
-        _ => Err("a share from 0.0 to 0.9 is needed, such as 0.3".into()),
-    }
-}
 
 #[tokio::main]
 async fn main() -> Result<ExitCode, BoxError> {
-    let args = Args::parse();
-    if args.faults > 0.4 && !args.shadow {
-        // Of three probes in a row one fails nearly every time.
-        let error = "with more faults than 0.4 the breaker hardly ever closes; add --shadow";
-        Args::command()
-            .error(ErrorKind::ValueValidation, error)
-            .exit();
+    let args = Args::read();
+    if let Some(folder) = &args.serve {
+        server::serve(folder, &args).await?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let started = clock::now();
+    tokio::select! {
+        code = run(args) => code,
+        // What the run has made goes with it: the server, and its files.
+        _ = signal::ctrl_c() => Ok(ExitCode::from(130)),
+    }
+}
 
-    let ledger = Arc::new(Ledger::new(!args.forget_keys));
-    let server = server::start(ledger.clone()).await?;
-    let outage = Outage::new(
-        usize::try_from(args.payments / 3)?,
-        Duration::from_secs(args.outage),
-    );
-    let injector = Arc::new(Injector::new(server, args.faults, args.seed, outage)?);
+async fn run(args: Args) -> Result<ExitCode, BoxError> {
+    let started = clock::now();
+    let folder = tempfile::Builder::new().prefix("payments-").tempdir()?;
+    let progress = Progress::new(args.payments);
+    let (server, address) = Server::start(folder.path()).await?;
+    let injector = Arc::new(Injector::new(address, args.faults, args.seed)?);
     let proxy = injector.clone().start().await?;
 
     let counts = Arc::new(Counts::default());
     let client = client::stack(proxy, injector.clone(), &counts, &args);
-    let progress = Progress::new(args.payments);
     let orders = outbox::fill(args.payments, args.seed);
-    let delivery = outbox::deliver(orders, client, &progress).await;
+    let (delivery, server) = tokio::join!(
+        outbox::deliver(orders, client, &progress),
+        kills::now_and_then(server, folder.path(), &injector, &args, &progress),
+    );
+    server?.kill().await?;
     progress.finish();
 
     let report = Report {
         started,
         ended: clock::now(),
-        audit: ledger.audit(args.payments),
-        faults: injector.faults(),
-        outage: injector.outage(),
+        audit: ledger::audit(folder.path(), args.payments)?,
+        seen: injector.seen().clone(),
         counts: counts.totals(),
         delivery,
         args,

@@ -17,11 +17,10 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 use uuid::{Builder, Uuid};
 
-use crate::{
-    client::Payer,
-    report::Progress,
-    server::{IDEMPOTENCY_KEY, Payment},
-};
+use crate::{client::Payer, progress::Progress, server::Payment};
+
+/// The header that names a payment: two requests with one key are the same payment.
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Calls at a time.
 const CONCURRENCY: usize = 96;

@@ -1,64 +1,42 @@
-//! What the user sees: a progress bar, a table, and what to look at next.
+//! What the user sees at the end: a table, what the breaker did, and what to look at next.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    io::{self, Write},
-    mem,
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use buttress::{breaker::State, clock::Instant};
-use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use comfy_table::Table;
 
 use crate::{
-    Args, counts::Totals, injector::DOWN, outage::Outage, outbox::Delivery, server::Audit,
+    advice,
+    args::Args,
+    counts::Totals,
+    ledger::Audit,
+    outbox::Delivery,
+    seen::Seen,
+    table::{Rows, between, millis, ratio, seconds},
 };
 
-/// A bar on a terminal; elsewhere, in a log for one, a plain line now and then.
-#[derive(Debug, Clone)]
-pub(crate) struct Progress(ProgressBar);
+/// So many sends may be made for a payment, where no more than three in ten meet a fault.
+const MOST_SENDS: f64 = 1.6;
 
-impl Progress {
-    pub(crate) fn new(payments: u64) -> Self {
-        let style = "{elapsed:>4} {bar:30} {human_pos} of {human_len} acknowledged, {msg}";
-        // The template is a constant; a bad one would only cost the looks.
-        let style = ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar());
-        Self(ProgressBar::new(payments).with_style(style))
-    }
+/// Of fewer payments too many are under way when the server is killed to say so.
+const MANY: u64 = 10_000;
 
-    pub(crate) fn round(&self, round: u32, outbox: usize) {
-        let message = format!("round {round}: {} in the outbox", HumanCount(outbox as u64));
-        if self.0.is_hidden() && round.is_power_of_two() {
-            let _ = writeln!(io::stderr(), "{message}");
-        }
-        self.0.set_message(message);
-    }
-
-    pub(crate) fn acknowledged(&self) {
-        self.0.inc(1);
-    }
-
-    pub(crate) fn finish(&self) {
-        self.0.finish_and_clear();
-    }
-}
+/// How many lines of the timeline are shown.
+const TIMELINE: usize = 30;
 
 /// Everything that is known at the end.
 #[derive(Debug)]
-pub(crate) struct Report<'a> {
+pub(crate) struct Report {
     pub(crate) args: Args,
     pub(crate) started: Instant,
     pub(crate) ended: Instant,
-    pub(crate) outage: &'a Outage,
     pub(crate) delivery: Delivery,
     pub(crate) counts: Totals,
-    pub(crate) faults: BTreeMap<&'static str, u64>,
+    pub(crate) seen: Seen,
     pub(crate) audit: Audit,
 }
 
-impl Report<'_> {
+impl Report {
     fn table(&self) -> Table {
         let (counts, audit) = (&self.counts, self.audit);
         let refused: u64 = counts.refused.values().sum();
@@ -68,16 +46,16 @@ impl Report<'_> {
         rows.text("time", &seconds(between(self.started, self.ended)));
         rows.count("rounds of the outbox", self.delivery.rounds.into());
         rows.group("calls");
-        rows.counts(&counts.calls);
+        rows.counts("", &counts.calls);
         rows.count("all", counts.calls.values().sum());
         rows.group("retries");
-        rows.counts(&counts.retries);
+        rows.counts("", &counts.retries);
         rows.count("all", counts.retries.values().sum());
         rows.count("at a time that the server named", counts.hinted);
         rows.text("asleep before them, in sum", &seconds(counts.asleep));
         rows.group("sends");
         rows.count("all", counts.sends);
-        rows.text("per payment", &ratio(counts.sends, self.args.payments));
+        rows.text("per payment", &format!("{:.2}", self.amplification()));
         rows.count("connections opened", counts.connections);
         rows.group("the pace");
         rows.count("sends a second, at most", self.args.rate.get().into());
@@ -85,8 +63,7 @@ impl Report<'_> {
         let waits = u32::try_from(counts.waits.max(1)).unwrap_or(u32::MAX);
         rows.text("waited, on average", &millis(counts.waited / waits));
         rows.text("waited, at most", &millis(counts.longest_wait));
-        rows.counts(&counts.not_sent);
-        rows.count("answered 429 by the server's limit", audit.refused);
+        rows.counts("", &counts.not_sent);
         rows.group(if self.args.shadow {
             "in shadow"
         } else {
@@ -95,26 +72,26 @@ impl Report<'_> {
         rows.count("opened", self.turns(State::Open));
         rows.count("closed again", self.turns(State::Closed));
         rows.text("open or half-open for, in sum", &seconds(self.not_closed()));
-        rows.counts_with("refused, ", &counts.refused);
+        rows.counts("refused, ", &counts.refused);
         rows.count("refused, all", refused);
-        rows.counts_with("probes ", &counts.probes);
-        if let (Some(began), Some(end)) = (self.outage.began(), self.outage.end()) {
-            let met = self.faults.get(DOWN).copied().unwrap_or_default();
-            rows.group("the outage");
-            rows.text("the server was gone for", &seconds(between(began, end)));
-            rows.count("sends meanwhile", met);
-            if let Some(recovered) = self.outage.recovered() {
-                let gap = between(end, recovered);
-                rows.text("from its end to the next payment", &seconds(gap));
+        rows.counts("probes ", &counts.probes);
+        for kill in &self.seen.kills {
+            rows.group("a kill");
+            if let Some(back) = kill.back {
+                rows.text("the server was gone for", &seconds(between(kill.at, back)));
+                if let Some(next) = kill.next {
+                    rows.text("then to the next payment", &seconds(between(back, next)));
+                }
             }
         }
         rows.group("faults met");
-        rows.counts(&self.faults);
-        rows.count("all", self.faults.values().sum());
+        rows.counts("", &self.seen.faults);
+        rows.count("all", self.seen.faults.values().sum());
+        rows.group("the server");
+        rows.counts("", &self.seen.answers);
         rows.group("the ledger");
-        rows.count("lines", audit.lines as u64);
-        rows.count("sends answered from memory", audit.replays);
-        rows.count("duplicates", audit.duplicates as u64);
+        rows.count("lines", audit.lines);
+        rows.count("duplicates", audit.duplicates);
         rows.count("lost", audit.lost);
         rows.count("never acknowledged", self.delivery.left as u64);
         rows.table
@@ -137,19 +114,20 @@ impl Report<'_> {
             .sum()
     }
 
-    /// What the breaker did, and why, with the outage beside it.
+    /// What the breaker did, and why, with the kills beside it.
     fn timeline(&self) -> Vec<String> {
         let turns = self.counts.transitions.values();
         let turns = turns.map(|turn| {
             let states = format!("{} -> {}", turn.from, turn.to);
             (turn.at, format!("{states:<20}  {}", turn.cause))
         });
-        let began = self.outage.began().map(|at| (at, "THE SERVER IS GONE"));
-        let end = self.outage.end().map(|at| (at, "THE SERVER IS BACK"));
-        let outage = began.into_iter().chain(end);
-        let mut lines: Vec<_> = turns
-            .chain(outage.map(|(at, what)| (at, what.into())))
-            .collect();
+        let kills = self.seen.kills.iter().flat_map(|kill| {
+            let back = kill.back.map(|at| (at, "THE SERVER IS BACK".into()));
+            [(kill.at, "THE SERVER IS KILLED".into())]
+                .into_iter()
+                .chain(back)
+        });
+        let mut lines: Vec<(_, String)> = turns.chain(kills).collect();
         lines.sort_by_key(|(at, _)| *at);
         let line = |(at, what)| {
             let at = between(self.started, at).as_secs_f64();
@@ -158,9 +136,29 @@ impl Report<'_> {
         lines.into_iter().map(line).collect()
     }
 
-    /// Whether every payment is in the ledger exactly once, and was acknowledged.
+    /// How many sends a payment took, on average.
+    fn amplification(&self) -> f64 {
+        ratio(self.counts.sends, self.args.payments)
+    }
+
+    /// Was more sent than may be? In shadow, the breaker keeps nothing back.
+    fn is_too_much(&self) -> bool {
+        let Args {
+            faults,
+            payments,
+            shadow,
+            ..
+        } = self.args;
+        let counts = payments >= MANY && faults <= 0.3 && !shadow;
+        counts && self.amplification() > MOST_SENDS
+    }
+
+    /// Whether every payment is in the ledger exactly once, and was acknowledged, without too many sends.
     pub(crate) fn is_good(&self) -> bool {
-        self.audit.lost == 0 && self.audit.duplicates == 0 && self.delivery.left == 0
+        let Audit {
+            lost, duplicates, ..
+        } = self.audit;
+        lost == 0 && duplicates == 0 && self.delivery.left == 0 && !self.is_too_much()
     }
 
     fn verdict(&self) -> String {
@@ -171,7 +169,10 @@ impl Report<'_> {
             lost, duplicates, ..
         } = self.audit;
         let left = self.delivery.left;
-        let counts = format!("{lost} lost, {duplicates} duplicates, {left} never acknowledged");
+        let sends = self.amplification();
+        let counts = format!(
+            "{lost} lost, {duplicates} duplicates, {left} never acknowledged, {sends:.2} sends per payment"
+        );
         match &self.delivery.last_error {
             Some(error) if left > 0 => format!("FAILED: {counts}. The last call: {error}."),
             _ => format!("FAILED: {counts}."),
@@ -179,7 +180,7 @@ impl Report<'_> {
     }
 }
 
-impl fmt::Display for Report<'_> {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n{}\n", self.table(), self.verdict())?;
         let timeline = self.timeline();
@@ -194,97 +195,7 @@ impl fmt::Display for Report<'_> {
             writeln!(f)?;
         }
         writeln!(f, "What to look at next:")?;
-        let shadow = if self.args.shadow { UNSHADOW } else { SHADOW };
-        writeln!(f, "- {shadow}")?;
-        if let Some(calls) = self.counts.calls.get("out of budget") {
-            writeln!(f, "- {} {BUDGET}", HumanCount(*calls))?;
-        }
-        let keys = if self.args.forget_keys {
-            WITH_KEYS
-        } else {
-            WITHOUT_KEYS
-        };
-        let pace = if self.audit.refused > 0 {
-            PACED
-        } else {
-            UNPACED
-        };
-        write!(f, "- {keys}\n- {pace}\n- {STACK}")
-    }
-}
-
-const BUDGET: &str = "calls ended because the retry budget was spent: when this much fails,
-  more retries only add to the load. The outbox sent them later. Try `--faults 0.05`.";
-const SHADOW: &str = "`--shadow`: the same run, but the breaker only says what it would refuse.
-  Compare the sends to the server while it is gone.";
-const UNSHADOW: &str = "The same run without `--shadow`: far fewer sends while the server is gone.";
-const WITH_KEYS: &str = "The same run without `--forget-keys`; `Ledger::enter` in server.rs.";
-const WITHOUT_KEYS: &str = "`--forget-keys`: the same run, but the server knows no payment again.";
-const PACED: &str = "The same run at a lower `--rate`: the server refuses none of the sends.";
-const UNPACED: &str =
-    "`--rate 5000`: the same run, but the client does not keep to the server's limit.
-  Compare the time and the sends, and what the server's limit answered.";
-const STACK: &str = "The stack, in examples/payments/client.rs: change a line, and run it again.";
-
-/// How many lines of the timeline are shown.
-const TIMELINE: usize = 30;
-
-fn between(from: Instant, to: Instant) -> Duration {
-    to.saturating_duration_since(from)
-}
-
-fn seconds(time: Duration) -> String {
-    format!("{:.2} s", time.as_secs_f64())
-}
-
-fn millis(time: Duration) -> String {
-    format!("{} ms", time.as_millis())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
-fn ratio(part: u64, whole: u64) -> String {
-    format!("{:.2}", part as f64 / whole as f64)
-}
-
-/// A table whose rows come in groups; a group's name stands beside its first row.
-struct Rows {
-    table: Table,
-    group: &'static str,
-}
-
-impl Rows {
-    fn new() -> Self {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_BORDERS_ONLY);
-        Self { table, group: "" }
-    }
-
-    fn group(&mut self, name: &'static str) {
-        if self.table.row_count() > 0 {
-            self.table.add_row([""]);
-        }
-        self.group = name;
-    }
-
-    fn text(&mut self, what: &str, value: &str) {
-        let value = Cell::new(value).set_alignment(CellAlignment::Right);
-        let group = Cell::new(mem::take(&mut self.group));
-        self.table.add_row([group, Cell::new(what), value]);
-    }
-
-    fn count(&mut self, what: &str, count: u64) {
-        self.text(what, &HumanCount(count).to_string());
-    }
-
-    fn counts_with(&mut self, what: &str, counts: &BTreeMap<&'static str, u64>) {
-        for (more, count) in counts {
-            self.count(&format!("{what}{more}"), *count);
-        }
-    }
-
-    fn counts(&mut self, counts: &BTreeMap<&'static str, u64>) {
-        for (what, count) in counts {
-            self.count(what, *count);
-        }
+        let advice = advice::next(self);
+        f.write_str(&advice.join("\n"))
     }
 }

@@ -1,34 +1,34 @@
-//! The payments server: one handler, and a ledger in memory.
+//! The payments server: a handler, and the layers above it.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    net::SocketAddr,
-    num::NonZeroU32,
-    sync::{Arc, Mutex},
-    time::Duration,
+use std::{num::NonZeroU32, path::Path, time::Duration};
+
+use axum::{
+    Extension, Json, Router, body::Body, extract::State, response::Response, routing::post,
 };
-
-use axum::{Json, Router, extract::State, routing::post};
 use buttress::{
+    BoxError,
     answer::AnswerLayer,
-    rate_limit::{Event, Quota, RateLimitLayer},
+    idempotency::{self, Global, IdempotencyLayer, Lease, MemoryStore},
+    rate_limit::{Quota, RateLimitLayer},
+    sqlite::SqliteStore,
 };
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::{io::AsyncReadExt, net::TcpListener};
 use tower::ServiceBuilder;
 
-/// The header that names a payment: two requests with one key are the same payment.
-pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+use crate::{
+    args::{Args, Store},
+    ledger::{self, Ledger},
+};
 
 /// How many requests the server takes. A fifth of a second's may come at once: as many as were held up
 /// together on their way, though they were sent one after the other.
 const LIMIT: Quota =
     Quota::per_second(NonZeroU32::new(1_500).unwrap()).burst(NonZeroU32::new(300).unwrap());
 
-/// How long a payment takes before it is written to the ledger.
-const WORK: Duration = Duration::from_millis(5);
+/// How long a payment that was under way when the server was killed may not be tried again.
+const LEASE: Duration = Duration::from_secs(2);
 
 /// What a client asks for, and the answer when it is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,110 +37,60 @@ pub(crate) struct Payment {
     pub(crate) amount: u64,
 }
 
-/// One line per payment that ran, and the answer to each key.
-#[derive(Debug)]
-pub(crate) struct Ledger {
-    honours_keys: bool,
-    books: Mutex<Books>,
-}
-
-#[derive(Debug, Default)]
-struct Books {
-    lines: Vec<Payment>,
-    answers: HashMap<String, Payment>,
-    replays: u64,
-    refused: u64,
-}
-
-/// What the ledger says at the end.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Audit {
-    pub(crate) lines: usize,
-    pub(crate) duplicates: usize,
-    /// Payments that are in no line.
-    pub(crate) lost: u64,
-    /// Requests that were answered from memory.
-    pub(crate) replays: u64,
-    /// Requests that came too fast, and were answered with 429.
-    pub(crate) refused: u64,
-}
-
-/// Starts the server on a free port of the loopback interface.
-pub(crate) async fn start(ledger: Arc<Ledger>) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    let book = ledger.clone();
-    let limit = RateLimitLayer::http(LIMIT).refuse().on_event(move |event| {
-        if let Event::Refused { .. } = event {
-            book.refuse();
-        }
-    });
-    let app = Router::new()
-        .route("/payments", post(pay))
-        // What the limit refuses, the layer above makes an answer of.
-        .layer(
-            ServiceBuilder::new()
-                .layer(AnswerLayer::http())
-                .layer(limit),
-        )
-        .with_state(ledger);
-    tokio::spawn(async { axum::serve(listener, app).await });
-    Ok(address)
-}
-
+/// Makes a payment. What it does is one transaction with the record that it was done: there are both, or neither.
 async fn pay(
-    State(ledger): State<Arc<Ledger>>,
-    headers: HeaderMap,
+    State(ledger): State<Ledger>,
+    lease: Option<Extension<Lease>>,
     Json(payment): Json<Payment>,
-) -> Result<Json<Payment>, (StatusCode, &'static str)> {
-    let key = headers
-        .get(IDEMPOTENCY_KEY)
-        .and_then(|key| key.to_str().ok())
-        .ok_or((StatusCode::BAD_REQUEST, "an Idempotency-Key is needed\n"))?;
-    tokio::time::sleep(WORK).await;
-    Ok(Json(ledger.enter(key, payment)))
+) -> Result<Response, StatusCode> {
+    let answer = serde_json::to_vec(&payment).map_err(|_| StatusCode::BAD_REQUEST)?;
+    let answer = http::Response::new(answer.into());
+    let lease = lease.map(|Extension(lease)| lease);
+    match ledger.enter(payment, lease, answer).await {
+        Some(answer) => Ok(answer.map(Body::from)),
+        // Nothing was done, and the key is free again.
+        None => Err(StatusCode::SERVICE_UNAVAILABLE),
+    }
 }
 
-impl Ledger {
-    pub(crate) fn new(honours_keys: bool) -> Self {
-        Self {
-            honours_keys,
-            books: Mutex::default(),
+fn app(folder: &Path, args: &Args) -> Result<Router, BoxError> {
+    let file = ledger::file(folder);
+    let answer = ServiceBuilder::new().layer(AnswerLayer::http());
+    let limit = RateLimitLayer::http(LIMIT).refuse();
+    let pay = |store| {
+        let ledger = Ledger::open(&file, store)?;
+        let app = Router::new().route("/payments", post(pay));
+        Ok::<_, BoxError>(app.with_state(ledger))
+    };
+    Ok(match args.store {
+        _ if args.forget_keys => pay(None)?.layer(answer.layer(limit)),
+        Store::Memory => {
+            let once = once(MemoryStore::new());
+            pay(None)?.layer(answer.layer(once).layer(limit))
         }
-    }
-
-    /// Counts a request that came too fast.
-    fn refuse(&self) {
-        self.books.lock().unwrap().refused += 1;
-    }
-
-    /// Runs a payment, or repeats the answer that its key already has.
-    fn enter(&self, key: &str, payment: Payment) -> Payment {
-        // One lock around the look-up and the effect: of two sends with one key, however close, one
-        // runs. Only this makes it safe to send a payment again.
-        let mut books = self.books.lock().unwrap();
-        if let Some(answer) = books.answers.get(key).cloned()
-            && self.honours_keys
-        {
-            books.replays += 1;
-            return answer;
+        Store::Sqlite => {
+            let store = SqliteStore::open(&file)?;
+            // A handler that has died or failed before its transaction was committed has done nothing.
+            let once = once(store.clone()).explicit_arm().release_5xx();
+            pay(Some(store))?.layer(answer.layer(once).layer(limit))
         }
-        books.lines.push(payment.clone());
-        books.answers.insert(key.into(), payment.clone());
-        payment
-    }
+    })
+}
 
-    /// Looks for each of the payments `0..payments` in the lines.
-    pub(crate) fn audit(&self, payments: u64) -> Audit {
-        let books = self.books.lock().unwrap();
-        let mut seen = HashSet::new();
-        let again = books.lines.iter().filter(|line| !seen.insert(line.id));
-        Audit {
-            lines: books.lines.len(),
-            duplicates: again.count(),
-            lost: (0..payments).filter(|id| !seen.contains(id)).count() as u64,
-            replays: books.replays,
-            refused: books.refused,
-        }
+/// Does a payment once, however often it is sent. There is one client here; a server with many says whose the keys are.
+fn once<T: idempotency::Store + Clone>(store: T) -> IdempotencyLayer<T, Global> {
+    IdempotencyLayer::new(store, Global).required().lease(LEASE)
+}
+
+/// Serves on a free port of the loopback interface, which it prints, until its input ends: then whoever started it is gone.
+pub(crate) async fn serve(folder: &Path, args: &Args) -> Result<(), BoxError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let app = app(folder, args)?;
+    println!("{}", listener.local_addr()?);
+    let mut input = Vec::new();
+    let mut stdin = tokio::io::stdin();
+    tokio::select! {
+        served = axum::serve(listener, app) => Ok(served?),
+        _ = stdin.read_to_end(&mut input) => Ok(()),
     }
 }
