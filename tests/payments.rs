@@ -24,7 +24,7 @@ fn payments(args: &[&str]) -> (Output, String) {
 #[test]
 fn every_payment_is_made_exactly_once_though_the_server_is_killed_twice() {
     let many = env::var_os("BUTTRESS_FULL").is_some();
-    let number = if many { "10000" } else { "1500" };
+    let number = if many { "10000" } else { "600" };
     let (run, said) = payments(&["--payments", number, "--faults", "0.3"]);
     assert!(run.status.success(), "{said}");
     assert_eq!(said.matches("│ a kill ").count(), 2, "{said}");
