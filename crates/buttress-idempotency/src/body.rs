@@ -3,10 +3,11 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
@@ -16,7 +17,9 @@ use crate::{json, record::BodyPrint};
 
 /// What a body is hashed with, by the handler that reads it and for a duplicate.
 fn hasher() -> blake3::Hasher {
-    blake3::Hasher::new_derive_key("buttress idempotency 1 body")
+    static CONTEXT: LazyLock<ContextKey> =
+        LazyLock::new(|| hash_derive_key_context("buttress idempotency 1 body"));
+    blake3::Hasher::new_from_context_key(&CONTEXT)
 }
 
 /// A copy of a body that is compared as JSON, as long as it is not too large for that. Of all others there is none.
@@ -183,7 +186,8 @@ pub(crate) async fn is_of<B: Body<Data = Bytes>>(
     json: Option<usize>,
 ) -> Result<bool, B::Error> {
     let mut body = std::pin::pin!(body);
-    let mut hasher = hasher();
+    // It is large, and the future of every call with a key would be as large.
+    let mut hasher = Box::new(hasher());
     let mut copied = Copied::new(json.filter(|_| print.whole));
     let mut left = print.length;
     let mut longer = false;

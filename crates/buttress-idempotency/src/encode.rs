@@ -6,6 +6,10 @@
 //!
 //! The key is not in these bytes, but in their checksum: a record that has come under another key is damaged too.
 
+use std::sync::LazyLock;
+
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
+
 use crate::{
     record::{Record, RecordKey},
     store::{StoreError, StoreErrorKind},
@@ -61,7 +65,9 @@ pub fn decode(key: &RecordKey, bytes: &[u8]) -> Result<Record, StoreError> {
 }
 
 fn checksum(key: &RecordKey, written: &[u8]) -> [u8; CHECKSUM] {
-    let mut hasher = blake3::Hasher::new_derive_key("buttress idempotency 1 record");
+    static CONTEXT: LazyLock<ContextKey> =
+        LazyLock::new(|| hash_derive_key_context("buttress idempotency 1 record"));
+    let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
     // The length first, so that no two keys are the same bytes.
     hasher.update(&(key.scope.len() as u64).to_le_bytes());
     hasher.update(key.scope.as_bytes());

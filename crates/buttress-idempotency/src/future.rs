@@ -3,9 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    panic::resume_unwind,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -13,7 +11,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use pin_project::pin_project;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::runtime::Handle;
 
 use crate::ResponseBody;
 
@@ -32,28 +30,67 @@ pub struct ResponseFuture<F, RB: Body, E> {
 enum State<F, RB: Body, E> {
     Passed(#[pin] F),
     Answered(Option<Response<Bytes>>),
-    Keyed(Next<RB, E>, Arc<dyn Cut>),
+    Keyed(Keyed<RB, E>),
+}
+
+/// A request with a key. It is run by whoever waits for it, and when nobody does any more, in a task of its own.
+struct Keyed<RB: Body, E> {
+    /// Nothing while it is polled, so that what has panicked is not run on, and after its end.
+    next: Option<Next<RB, E>>,
+    runtime: Handle,
 }
 
 /// What comes next of a request with a key.
 pub(crate) enum Next<RB: Body, E> {
     /// Its answer.
     Answer(Result<Response<ResponseBody<RB>>, E>),
-    /// A task has it.
-    Runs(Running<RB, E>),
+    /// It is run.
+    Runs(Pin<Box<dyn Run<Self>>>),
     /// It waits for another one.
     Waits(Pin<Box<dyn Future<Output = Self> + Send>>),
 }
 
-pub(crate) struct Running<RB: Body, E> {
-    /// Ends without a word if the task is cut off.
-    pub(crate) said: oneshot::Receiver<Next<RB, E>>,
-    pub(crate) task: JoinHandle<()>,
+/// A future that can be given to a runtime, whatever its output.
+pub(crate) trait Run<O>: Future<Output = O> + Send {
+    fn run_on(self: Pin<Box<Self>>, runtime: &Handle);
 }
 
-/// Knows the answer to a request that was cut off.
-pub(crate) trait Cut: Send + Sync {
-    fn answer(&self) -> Response<Bytes>;
+impl<R> Run<R::Output> for R
+where
+    R: Future<Output: Send> + Send + 'static,
+{
+    fn run_on(self: Pin<Box<Self>>, runtime: &Handle) {
+        runtime.spawn(self);
+    }
+}
+
+impl<RB: Body, E> Drop for Keyed<RB, E> {
+    fn drop(&mut self) {
+        if let Some(Next::Runs(run)) = self.next.take() {
+            run.run_on(&self.runtime);
+        }
+    }
+}
+
+impl<RB: Body, E> Keyed<RB, E> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResponseBody<RB>>, E>> {
+        loop {
+            let mut now = self.next.take().expect(OVER);
+            let next = match &mut now {
+                Next::Runs(run) => run.as_mut().poll(cx),
+                Next::Waits(waiting) => waiting.as_mut().poll(cx),
+                Next::Answer(_) => unreachable!("it is given away at once"),
+            };
+            match next {
+                Poll::Pending => {
+                    self.next = Some(now);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Next::Answer(answer)) => return Poll::Ready(answer),
+                Poll::Ready(next) => self.next = Some(next),
+            }
+        }
+    }
 }
 
 impl<F, RB: Body, E> ResponseFuture<F, RB, E> {
@@ -67,28 +104,19 @@ impl<F, RB: Body, E> ResponseFuture<F, RB, E> {
         Self { state }
     }
 
-    pub(crate) fn running(running: Running<RB, E>, cut: Arc<dyn Cut>) -> Self {
-        let state = State::Keyed(Next::Runs(running), cut);
+    /// # Panics
+    ///
+    /// Outside of a runtime of tokio.
+    pub(crate) fn keyed(next: Next<RB, E>) -> Self {
+        let state = State::Keyed(Keyed {
+            next: Some(next),
+            runtime: Handle::current(),
+        });
         Self { state }
     }
 }
 
-impl<RB: Body, E> Running<RB, E> {
-    fn poll(&mut self, cx: &mut Context<'_>, cut: &dyn Cut) -> Poll<Next<RB, E>> {
-        if let Ok(next) = ready!(Pin::new(&mut self.said).poll(cx)) {
-            return Poll::Ready(next);
-        }
-        // Without a word it has panicked, which is whose business it would have been without this layer; or there was no
-        // more time.
-        if let Err(error) = ready!(Pin::new(&mut self.task).poll(cx))
-            && let Ok(panic) = error.try_into_panic()
-        {
-            resume_unwind(panic);
-        }
-        let response = cut.answer().map(ResponseBody::whole);
-        Poll::Ready(Next::Answer(Ok(response)))
-    }
-}
+const OVER: &str = "it was polled after its end";
 
 impl<F, RB, E> Future for ResponseFuture<F, RB, E>
 where
@@ -98,8 +126,6 @@ where
     type Output = Result<Response<ResponseBody<RB>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        const OVER: &str = "it was polled after its end";
-
         match self.project().state.project() {
             StateProj::Passed(future) => {
                 let response = ready!(future.poll(cx))?;
@@ -109,17 +135,7 @@ where
                 let response = response.take().expect(OVER);
                 Poll::Ready(Ok(response.map(ResponseBody::whole)))
             }
-            StateProj::Keyed(state, cut) => loop {
-                let next = match state {
-                    Next::Runs(running) => ready!(running.poll(cx, &**cut)),
-                    Next::Waits(waiting) => ready!(waiting.as_mut().poll(cx)),
-                    Next::Answer(_) => unreachable!("{OVER}"),
-                };
-                match next {
-                    Next::Answer(answer) => return Poll::Ready(answer),
-                    next => *state = next,
-                }
-            },
+            StateProj::Keyed(keyed) => keyed.poll(cx),
         }
     }
 }
@@ -129,7 +145,7 @@ impl<F, RB: Body, E> fmt::Debug for ResponseFuture<F, RB, E> {
         let state = match &self.state {
             State::Passed(_) => "Passed",
             State::Answered(_) => "Answered",
-            State::Keyed(..) => "Keyed",
+            State::Keyed(_) => "Keyed",
         };
         f.debug_tuple("ResponseFuture").field(&state).finish()
     }

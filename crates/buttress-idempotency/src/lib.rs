@@ -90,9 +90,13 @@
 //!
 //! # Cancellation
 //!
-//! A request with a key runs apart from its connection, in a task of tokio: it goes on when its future is dropped, and its
-//! answer is kept. [`Handle::drain`] waits for those when a server ends. A request without a key is dropped as without this
-//! layer, and so is one that [waits](IdempotencyLayer::wait) for another. A panic of the handler is passed on to whoever waits for the answer.
+//! A request with a key is run by whoever polls its future. When that is dropped, it goes on in a task of tokio, and its
+//! answer is kept; so is what is left of a body that is streamed. [`Handle::drain`] waits for both when a server ends. A
+//! future that is kept and not polled any more is a run of which nothing is heard: when its lease is over, its outcome is
+//! unknown. A request without a key is dropped as without this layer, and so is one that [waits](IdempotencyLayer::wait) for
+//! another. A panic of the handler is passed on to whoever waits for the answer.
+//!
+//! A request with a key needs a runtime of tokio: without one, the call panics.
 //!
 //! # Order in a stack
 //!

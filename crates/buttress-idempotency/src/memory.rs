@@ -330,7 +330,8 @@ impl Ledger {
 
     /// Moves a key from one place in the orders and sums to another.
     fn list(&mut self, key: &Arc<RecordKey>, before: Option<Place>, after: Option<Place>) {
-        if !self.scopes.contains_key(&key.scope) {
+        // One with a record is there.
+        if before.is_none() && !self.scopes.contains_key(&key.scope) {
             self.scopes.insert(key.scope.clone(), Share::default());
         }
         let Some(share) = self.scopes.get_mut(&key.scope) else {

@@ -11,13 +11,20 @@
 //! Every operation of a store is one [`step`]: from a record, or none, and an [`Op`], to an [`Answer`] and what becomes of
 //! the record. A store of records has to make that step atomic, and to bring the time.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher},
+    sync::LazyLock,
+    time::Duration,
+};
 
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// Which record it is: whose key, and its hash. The key itself is in no store.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RecordKey {
     /// Within what the key is one: a principal, a tenant. Empty if all share their keys.
     pub scope: String,
@@ -29,14 +36,24 @@ impl RecordKey {
     /// The record of a key within a scope.
     #[must_use]
     pub fn new(scope: impl Into<String>, key: &str) -> Self {
+        static CONTEXT: LazyLock<ContextKey> =
+            LazyLock::new(|| hash_derive_key_context("buttress idempotency 1 key"));
+
         let scope = scope.into();
-        let mut hasher = blake3::Hasher::new_derive_key("buttress idempotency 1 key");
+        let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
         // The length first, so that no two pairs are the same bytes.
         hasher.update(&(scope.len() as u64).to_le_bytes());
         hasher.update(scope.as_bytes());
         hasher.update(key.as_bytes());
         let hash = hasher.finalize().into();
         Self { scope, hash }
+    }
+}
+
+impl Hash for RecordKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The scope is in it.
+        state.write(&self.hash);
     }
 }
 
@@ -55,7 +72,7 @@ impl Token {
     /// A token that nobody else has.
     #[must_use]
     pub fn random() -> Self {
-        Self(uuid::Uuid::new_v4().as_u128())
+        Self(rand::random())
     }
 }
 

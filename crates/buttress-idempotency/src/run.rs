@@ -1,13 +1,22 @@
-//! One request with a key, from its claim to its end. It runs apart from its connection, whose end does not end it.
+//! One request with a key, from its claim to its end.
 
-use std::{any::Any, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    mem,
+    pin::{Pin, pin},
+    sync::{Arc, LazyLock},
+    task::Poll,
+    time::Duration,
+};
 
+use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use buttress_core::{BoxError, Rejected, clock};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
 use http_body::{Body, Frame};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{sleep, timeout},
 };
 use tower_service::Service;
@@ -15,7 +24,7 @@ use tower_service::Service;
 use crate::{
     Event, Refusal, Store, StoreErrorKind,
     body::{self, Piece, Reading, RequestBody, ResponseBody},
-    future::{Next, Running},
+    future::Next,
     lease::{self, Lease},
     policy::REPLAYED,
     problem::Problem,
@@ -28,9 +37,6 @@ use crate::{
 /// Says that the store could not be asked, and that the handler was run all the same.
 const UNPROTECTED: HeaderName = HeaderName::from_static("idempotency-unprotected");
 
-/// Where a response goes to. Nobody may be there any more.
-pub(crate) type Reply<RB, E> = oneshot::Sender<Next<RB, E>>;
-
 pub(crate) struct Run<T, S, B> {
     pub(crate) shared: Arc<Shared<T>>,
     pub(crate) service: S,
@@ -39,10 +45,18 @@ pub(crate) struct Run<T, S, B> {
     /// Until when it waits for another run of the same, if it does.
     pub(crate) until: Option<clock::Instant>,
     pub(crate) parts: request::Parts,
-    pub(crate) body: B,
+    /// Nothing once somebody reads it.
+    pub(crate) body: Option<B>,
     pub(crate) key: RecordKey,
 }
 
+/// What comes of looking at a request.
+enum Step<RB: Body, E> {
+    Answer(Result<Response<ResponseBody<RB>>, E>),
+    Wait(clock::Instant),
+}
+
+// Most of these futures borrow what they need: each that owned it would be as large, and be moved into the next.
 impl<T, S, B, RB> Run<T, S, B>
 where
     T: Store,
@@ -53,21 +67,40 @@ where
     RB: Body<Data = Bytes> + Send + 'static,
     RB::Error: Send,
 {
-    pub(crate) fn spawn(self) -> Running<RB, S::Error> {
-        let (reply, said) = oneshot::channel();
-        let shared = self.shared.clone();
-        let cut = shared.cut.clone();
-        let task = shared.tasks.spawn(async move {
-            tokio::select! {
-                () = self.run(reply) => {}
-                () = cut.cancelled() => {}
-            }
-        });
-        Running { said, task }
+    /// Does it, or says what came of it before. If there is no more time, its outcome is unknown.
+    pub(crate) fn start(self) -> Next<RB, S::Error> {
+        let tasks = self.shared.tasks.clone();
+        Next::Runs(Box::pin(tasks.track_future(self.run())))
     }
 
-    /// Waits for another run of the same. That needs no task: if nobody is there any more, nothing has to be done.
-    fn wait(self, until: clock::Instant) -> Next<RB, S::Error> {
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "as an async function it would hold itself twice"
+    )]
+    fn run(mut self) -> impl Future<Output = Next<RB, S::Error>> + Send {
+        async move {
+            let shared = self.shared.clone();
+            let step = {
+                let answer = pin!(self.answer());
+                shared.in_time(answer).await
+            };
+            match step {
+                Some(Step::Answer(answer)) => Next::Answer(answer),
+                Some(Step::Wait(until)) => self.wait(until),
+                None => {
+                    let cut = Problem::Refused(Refusal::OutcomeUnknown);
+                    Next::Answer(Ok(cut.response(&shared.settings).map(ResponseBody::whole)))
+                }
+            }
+        }
+    }
+
+    /// Waits for another run of the same. If nobody is there any more, nothing has to be done.
+    fn wait(mut self, until: clock::Instant) -> Next<RB, S::Error> {
+        // Whoever waits does not hold what made the service ready.
+        if mem::take(&mut self.ready) {
+            self.service = self.service.clone();
+        }
         // Many may wait: what is kept here is as little as can be.
         Next::Waits(Box::pin(async move {
             let left = until.saturating_duration_since(clock::now());
@@ -81,11 +114,11 @@ where
                 // Another process is at it.
                 sleep(self.shared.settings.poll_pause().min(left)).await;
             }
-            Next::Runs(self.spawn())
+            self.start()
         }))
     }
 
-    async fn run(mut self, reply: Reply<RB, S::Error>) {
+    async fn answer(&mut self) -> Step<RB, S::Error> {
         let head = print(&self.parts);
         let shared = self.shared.clone();
         let settings = &shared.settings;
@@ -103,22 +136,14 @@ where
             let problem = match self.shared.step(&self.key, claim).await {
                 Ok(Answer::Won { fence }) => {
                     self.shared.emit(&Event::Run { fence });
-                    return self.run_it(head, token, fence, reply).await;
+                    return Step::Answer(self.run_it(head, token, fence).await);
                 }
                 Ok(Answer::Done(completion)) => {
-                    let response = self.replay(completion).await;
-                    return drop(reply.send(Next::Answer(Ok(response))));
+                    return Step::Answer(Ok(self.replay(completion).await));
                 }
                 Ok(Answer::InFlight { lease_left }) => {
-                    if let Some(until) = self.until
-                        && clock::now() < until
-                    {
-                        if self.ready {
-                            // Whoever waits does not hold what made the service ready.
-                            self.service = self.service.clone();
-                            self.ready = false;
-                        }
-                        return drop(reply.send(self.wait(until)));
+                    if let Some(until) = self.until.filter(|until| clock::now() < *until) {
+                        return Step::Wait(until);
                     }
                     self.shared.emit(&Event::InFlight);
                     Problem::InFlight(lease_left)
@@ -128,10 +153,12 @@ where
                     Problem::Refused(Refusal::Mismatch)
                 }
                 Ok(Answer::Unknown) => {
-                    match recover(&self.shared, &self.key, self.parts.clone()).await {
+                    // It is rare, and large.
+                    let recover = Box::pin(recover(&self.shared, &self.key, self.parts.clone()));
+                    match recover.await {
                         Some(Recovered::Done(response)) => {
-                            let response = self.settle(response).await;
-                            return drop(reply.send(Next::Answer(Ok(response))));
+                            let response = Box::pin(self.settle(response)).await;
+                            return Step::Answer(Ok(response));
                         }
                         // Somebody else may have settled it meanwhile: the next claim shows it.
                         Some(_) => continue,
@@ -146,22 +173,29 @@ where
                     // It may have been claimed all the same, and nobody would be at it.
                     undo(self.shared.clone(), self.key.clone(), Op::Release { token });
                     if settings.fail_open && error.kind() != StoreErrorKind::ScopeFull {
-                        return self.run_unprotected(reply).await;
+                        return Step::Answer(self.run_unprotected().await);
                     }
                     Problem::Store(error.kind())
                 }
             };
-            let response = problem.response(settings).map(ResponseBody::whole);
-            return drop(reply.send(Next::Answer(Ok(response))));
+            return Step::Answer(Ok(problem.response(settings).map(ResponseBody::whole)));
         }
     }
 
+    /// The request, for whoever reads it.
+    fn take(&mut self) -> (request::Parts, B) {
+        let (nothing, ()) = Request::new(()).into_parts();
+        let body = self.body.take().expect("it is read once");
+        (mem::replace(&mut self.parts, nothing), body)
+    }
+
     /// Settles that it was done, with this answer to it.
-    async fn settle(self, response: Response<Bytes>) -> Response<ResponseBody<RB>> {
+    async fn settle(&mut self, response: Response<Bytes>) -> Response<ResponseBody<RB>> {
         let (head, bytes) = response.into_parts();
+        let (parts, body) = self.take();
         let settings = &self.shared.settings;
-        let reading = Reading::new(settings.json_limit(&self.parts.headers));
-        let body = RequestBody::hashed(self.body, reading.clone());
+        let reading = Reading::new(settings.json_limit(&parts.headers));
+        let body = RequestBody::hashed(body, reading.clone());
         let read = body::read(body).await;
         let completion = Completion {
             body: reading.print(),
@@ -190,88 +224,75 @@ where
     }
 
     async fn run_it(
-        mut self,
+        &mut self,
         head: HeadPrint,
         token: Token,
         fence: u64,
-        reply: Reply<RB, S::Error>,
-    ) {
-        let claimed = Claimed::new(self.shared.clone(), self.key.clone(), head, token);
-        let heartbeat = claimed.heartbeat();
-        let work = async move {
-            if !self.ready
-                && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await
-            {
-                let reply = || drop(reply.send(Next::Answer(Err(error))));
-                return claimed.release(reply).await;
+    ) -> Result<Response<ResponseBody<RB>>, S::Error> {
+        let (parts, body) = self.take();
+        let (shared, key, service) = (&self.shared, &self.key, &mut self.service);
+        let claimed = Claimed::new(shared.clone(), key.clone(), head, token);
+        let reading = Reading::new(shared.settings.json_limit(&parts.headers));
+        let body = RequestBody::hashed(body, reading.clone());
+        let mut request = Request::from_parts(parts, body);
+        request.extensions_mut().insert(Lease::of(lease::Claim {
+            shared: shared.clone(),
+            key: key.clone(),
+            token,
+            fence,
+            reading: reading.clone(),
+        }));
+        let ready = self.ready;
+        let work = pin!(async {
+            if !ready && let Err(error) = poll_fn(|cx| service.poll_ready(cx)).await {
+                claimed.release().await;
+                return Err(error);
             }
-            let json = self.shared.settings.json_limit(&self.parts.headers);
-            let reading = Reading::new(json);
-            let body = RequestBody::hashed(self.body, reading.clone());
-            let mut request = Request::from_parts(self.parts, body);
-            request.extensions_mut().insert(Lease::of(lease::Claim {
-                shared: self.shared.clone(),
-                key: self.key.clone(),
-                token,
-                fence,
-                reading: reading.clone(),
-            }));
             let start = clock::now();
-            match self.service.call(request).await {
-                Ok(response) if self.shared.settings.is_kept(&response) => {
+            match service.call(request).await {
+                Ok(response) if shared.settings.is_kept(&response) => {
                     let keep = Keep {
-                        shared: self.shared,
                         claimed,
                         reading,
                         start,
                     };
-                    keep.keep(response, reply).await;
+                    Ok(keep.keep(response).await)
                 }
                 Ok(response) => {
-                    let response = response.map(ResponseBody::of_service);
-                    let reply = || drop(reply.send(Next::Answer(Ok(response))));
-                    claimed.release(reply).await;
+                    claimed.release().await;
+                    Ok(response.map(ResponseBody::of_service))
                 }
                 Err(error) => {
-                    let never_ran = never_ran(&error);
-                    let reply = || drop(reply.send(Next::Answer(Err(error))));
-                    if never_ran {
-                        claimed.release(reply).await;
+                    if never_ran(&error) {
+                        claimed.release().await;
                     } else {
-                        claimed.abandon(reply).await;
+                        claimed.abandon().await;
                     }
+                    Err(error)
                 }
             }
-        };
-        // The one has no end before the other has.
-        tokio::select! {
-            () = work => {}
-            () = async { heartbeat.await; std::future::pending().await } => {}
-        }
+        });
+        // What is done at once makes none.
+        let heartbeat = async { Box::pin(shared.heartbeat(key, token)).await };
+        beside(work, heartbeat).await
     }
 
-    async fn run_unprotected(mut self, reply: Reply<RB, S::Error>) {
-        if !self.ready
-            && let Err(error) = poll_fn(|cx| self.service.poll_ready(cx)).await
-        {
-            return drop(reply.send(Next::Answer(Err(error))));
+    async fn run_unprotected(&mut self) -> Result<Response<ResponseBody<RB>>, S::Error> {
+        if !self.ready {
+            poll_fn(|cx| self.service.poll_ready(cx)).await?;
         }
-        let request = Request::from_parts(self.parts, RequestBody::plain(self.body));
-        let result = self.service.call(request).await;
-        let result = result.map(|mut response| {
-            response.headers_mut().insert(UNPROTECTED, TRUE);
-            response.map(ResponseBody::of_service)
-        });
-        let _ = reply.send(Next::Answer(result));
+        let (parts, body) = self.take();
+        let request = Request::from_parts(parts, RequestBody::plain(body));
+        let mut response = self.service.call(request).await?;
+        response.headers_mut().insert(UNPROTECTED, TRUE);
+        Ok(response.map(ResponseBody::of_service))
     }
 
     /// The answer to a request that was done, if this is the same one.
-    async fn replay(self, completion: Completion) -> Response<ResponseBody<RB>> {
-        let json = self.shared.settings.json_limit(&self.parts.headers);
-        if !matches!(
-            body::is_of(self.body, completion.body, json).await,
-            Ok(true)
-        ) {
+    async fn replay(&mut self, completion: Completion) -> Response<ResponseBody<RB>> {
+        let (parts, body) = self.take();
+        let json = self.shared.settings.json_limit(&parts.headers);
+        if !matches!(body::is_of(body, completion.body, json).await, Ok(true)) {
             self.shared.emit(&Event::Mismatch);
             let response = Problem::Refused(Refusal::Mismatch).response(&self.shared.settings);
             return response.map(ResponseBody::whole);
@@ -324,7 +345,9 @@ async fn recover<T: Store>(
 
 /// What a request is, without its body.
 fn print(parts: &request::Parts) -> HeadPrint {
-    let mut hasher = blake3::Hasher::new_derive_key("buttress idempotency 1 head");
+    static CONTEXT: LazyLock<ContextKey> =
+        LazyLock::new(|| hash_derive_key_context("buttress idempotency 1 head"));
+    let mut hasher = blake3::Hasher::new_from_context_key(&CONTEXT);
     let content_type = parts.headers.get(header::CONTENT_TYPE);
     let content_type = content_type.map_or(&b""[..], HeaderValue::as_bytes);
     for part in [
@@ -350,7 +373,6 @@ fn never_ran<E: 'static>(error: &E) -> bool {
 
 /// Keeps a response while it is sent.
 struct Keep<T: Store> {
-    shared: Arc<Shared<T>>,
     claimed: Claimed<T>,
     reading: Reading,
     start: clock::Instant,
@@ -358,59 +380,104 @@ struct Keep<T: Store> {
 
 /// What was read of a body, unless it is too much to be kept.
 struct Kept {
+    /// The first part, as long as there is no other: it needs no copy then.
+    first: Option<Bytes>,
     bytes: BytesMut,
     most: usize,
     fits: bool,
 }
 
 impl Kept {
+    fn new(most: usize) -> Self {
+        Self {
+            first: None,
+            bytes: BytesMut::new(),
+            most,
+            fits: true,
+        }
+    }
+
     fn add<E>(&mut self, frame: &Result<Frame<Bytes>, E>) {
+        let length = self.bytes.len() + self.first.as_ref().map_or(0, Bytes::len);
         match frame.as_ref().map(Frame::data_ref) {
-            Ok(Some(data)) if self.bytes.len() + data.len() <= self.most => {
+            Ok(Some(data)) if length + data.len() > self.most => self.fits = false,
+            Ok(Some(data)) if length == 0 => self.first = Some(data.clone()),
+            Ok(Some(data)) => {
+                self.bytes.extend(self.first.take());
                 self.bytes.extend_from_slice(data);
             }
-            // Too large; trailers; or the body has failed. It is not run again for that.
+            // Trailers; or the body has failed. It is not run again for that.
             _ => self.fits = false,
         }
+    }
+
+    fn whole(self) -> Bytes {
+        self.first.unwrap_or_else(|| self.bytes.freeze())
     }
 }
 
 impl<T: Store> Keep<T> {
-    async fn keep<RB, E>(self, response: Response<RB>, reply: Reply<RB, E>)
+    /// The response, and what is kept of it: at once if its body is there, and otherwise while it is sent.
+    async fn keep<RB>(self, response: Response<RB>) -> Response<ResponseBody<RB>>
     where
-        RB: Body<Data = Bytes>,
+        RB: Body<Data = Bytes> + Send + 'static,
+        RB::Error: Send,
     {
         let (parts, body) = response.into_parts();
         let mut body = Box::pin(body);
         let hint = body.size_hint();
-        let mut kept = Kept {
-            bytes: BytesMut::new(),
-            most: self.shared.settings.max_response,
-            fits: true,
-        };
-        let (frames, receiver) = mpsc::unbounded_channel();
+        let mut kept = Kept::new(self.claimed.shared.settings.max_response);
+        let print = self
+            .claimed
+            .shared
+            .settings
+            .keep(parts.status, &parts.headers);
+        let (mut first, mut ended) = (Vec::new(), false);
         // What is there at once: most bodies are, whole.
-        let mut ended = false;
         while kept.fits && !ended {
             match poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await {
                 Poll::Pending => break,
                 Poll::Ready(None) => ended = true,
                 Poll::Ready(Some(frame)) => {
                     kept.add(&frame);
-                    let _ = frames.send(Piece::Frame(frame));
+                    first.push(frame);
+                    ended = body.is_end_stream();
                 }
             }
         }
-        let print = self.shared.settings.keep(parts.status, &parts.headers);
         if ended && kept.fits {
-            let body = kept.bytes.freeze();
-            let whole = Response::from_parts(parts, ResponseBody::whole(body.clone()));
+            let body = kept.whole();
             // Whoever has the answer and asks again gets it again.
-            let reply = || drop(reply.send(Next::Answer(Ok(whole))));
-            return self.complete(print, Some(body), reply).await;
+            self.complete(print, Some(body.clone())).await;
+            return Response::from_parts(parts, ResponseBody::whole(body));
         }
-        let streamed = Response::from_parts(parts, ResponseBody::kept(receiver, hint));
-        let _ = reply.send(Next::Answer(Ok(streamed)));
+        let (frames, receiver) = mpsc::unbounded_channel();
+        for frame in first {
+            let _ = frames.send(Piece::Frame(frame));
+        }
+        let Claimed {
+            shared, key, token, ..
+        } = &self.claimed;
+        let (shared, key, token) = (shared.clone(), key.clone(), *token);
+        // Whoever reads it slowly, or not at all, does not hold it up.
+        shared.clone().tasks.spawn(async move {
+            let rest = pin!(self.keep_rest(body, kept, ended, print, frames));
+            let heartbeat = pin!(shared.heartbeat(&key, token));
+            shared.in_time(pin!(beside(rest, heartbeat))).await;
+        });
+        Response::from_parts(parts, ResponseBody::kept(receiver, hint))
+    }
+
+    async fn keep_rest<RB>(
+        self,
+        mut body: Pin<Box<RB>>,
+        mut kept: Kept,
+        mut ended: bool,
+        print: StoredResponse,
+        frames: mpsc::UnboundedSender<Piece<RB>>,
+    ) where
+        RB: Body<Data = Bytes>,
+    {
         while kept.fits && !ended {
             match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
                 None => ended = true,
@@ -424,28 +491,36 @@ impl<T: Store> Keep<T> {
         }
         if kept.fits {
             // The end comes when the record is complete.
-            let end = || drop(frames);
-            self.complete(print, Some(kept.bytes.freeze()), end).await;
+            self.complete(print, Some(kept.whole())).await;
         } else {
             if !ended {
                 let _ = frames.send(Piece::Rest(body));
             }
             drop(frames);
-            self.complete(print, None, || {}).await;
+            self.complete(print, None).await;
         }
     }
 
-    async fn complete(
+    fn complete(
         self,
         response: StoredResponse,
         body: Option<Bytes>,
-        meanwhile: impl FnOnce(),
-    ) {
+    ) -> impl Future<Output = ()> + Send {
         let took = clock::now().saturating_duration_since(self.start);
         let completion = Completion {
             body: self.reading.print(),
             response: StoredResponse { body, ..response },
         };
-        self.claimed.complete(completion, took, meanwhile).await;
+        self.claimed.complete(completion, took)
+    }
+}
+
+/// Does one thing, and another beside it, which has no end before the first has.
+async fn beside<O>(work: impl Future<Output = O>, other: impl Future<Output = ()>) -> O {
+    tokio::select! {
+        // Most work is done at once, and the other needs no timer then.
+        biased;
+        done = work => done,
+        never = async { other.await; std::future::pending().await } => never,
     }
 }

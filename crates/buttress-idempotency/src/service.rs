@@ -91,10 +91,10 @@ where
             ready: true,
             until: settings.wait.map(|wait| clock::now() + wait),
             parts,
-            body,
+            body: Some(body),
             key,
         };
-        ResponseFuture::running(run.spawn(), self.shared.clone())
+        ResponseFuture::keyed(run.start())
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
 use buttress_core::clock;
-use bytes::Bytes;
-use http::{HeaderValue, Response};
+use http::HeaderValue;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -17,10 +18,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Event, Refusal, Store, StoreError, StoreErrorKind,
+    Event, Store, StoreError, StoreErrorKind,
     event::Counters,
-    future::Cut,
-    problem::Problem,
     record::{Answer, Completion, HeadPrint, Op, RecordKey, Token},
     settings::Settings,
 };
@@ -34,7 +33,7 @@ pub(crate) struct Shared<T> {
     pub(crate) store: T,
     pub(crate) settings: Settings,
     pub(crate) counters: Counters,
-    /// What runs apart from its connection.
+    /// Who counts while there are requests with a key, and what is done in the background.
     pub(crate) tasks: TaskTracker,
     /// Tells them that there is no more time.
     pub(crate) cut: CancellationToken,
@@ -72,8 +71,14 @@ impl<T: Store> Shared<T> {
         &self,
         asked: impl Future<Output = Result<A, StoreError>>,
     ) -> Result<A, StoreError> {
-        let answer = timeout(self.settings.store_timeout, asked).await;
-        let answer = answer.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::TimedOut)));
+        let mut asked = pin!(asked);
+        // One in memory answers at once, and needs no timer.
+        let answer = match poll_fn(|cx| Poll::Ready(asked.as_mut().poll(cx))).await {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => timeout(self.settings.store_timeout, asked)
+                .await
+                .unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::TimedOut))),
+        };
         if let Err(error) = &answer {
             let kind = error.kind();
             self.emit(&Event::StoreFailed { kind });
@@ -95,6 +100,28 @@ impl<T: Store> Shared<T> {
         }
     }
 
+    /// Does this, unless there is no more time.
+    pub(crate) async fn in_time<O>(&self, work: impl Future<Output = O>) -> Option<O> {
+        tokio::select! {
+            // Most work is done at once.
+            biased;
+            done = work => Some(done),
+            () = self.cut.cancelled() => None,
+        }
+    }
+
+    /// Says from time to time that somebody is at it, for as long as that may take.
+    pub(crate) async fn heartbeat(&self, key: &RecordKey, token: Token) {
+        let Settings { lease, ceiling, .. } = self.settings;
+        let until = clock::now() + ceiling;
+        while clock::now() < until {
+            sleep(lease / 3).await;
+            if let Ok(Answer::Refused) = self.step(key, Op::Heartbeat { token, lease }).await {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn emit(&self, event: &Event) {
         self.counters.count(event);
         self.settings.events.emit(event);
@@ -112,26 +139,27 @@ impl<T: Store> Shared<T> {
         flight.map(|flight| flight.landing.clone())
     }
 
+    fn end_flight(&self, key: &RecordKey, token: Token) {
+        let mut flights = self.flights();
+        if flights.get(key).is_some_and(|flight| flight.token == token) {
+            flights.remove(key);
+        }
+    }
+
     fn flights(&self) -> MutexGuard<'_, HashMap<RecordKey, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T: Store> Cut for Shared<T> {
-    fn answer(&self) -> Response<Bytes> {
-        Problem::Refused(Refusal::OutcomeUnknown).response(&self.settings)
     }
 }
 
 /// A key that was claimed. Dropped before it is ended, as by a panic, its outcome is unknown.
 #[derive(Debug)]
 pub(crate) struct Claimed<T: Store> {
-    shared: Arc<Shared<T>>,
-    key: RecordKey,
-    token: Token,
+    pub(crate) shared: Arc<Shared<T>>,
+    pub(crate) key: RecordKey,
+    pub(crate) token: Token,
     ended: bool,
-    /// Ends with the run.
-    flight: watch::Sender<Option<Completion>>,
+    /// Ends with the run; nothing where nobody waits for it.
+    flight: Option<watch::Sender<Option<Completion>>>,
 }
 
 impl<T: Store> Claimed<T> {
@@ -141,15 +169,16 @@ impl<T: Store> Claimed<T> {
         head: HeadPrint,
         token: Token,
     ) -> Self {
-        let (flight, landing) = watch::channel(None);
-        shared.flights().insert(
-            key.clone(),
-            Flight {
+        let flight = shared.settings.wait.map(|_| {
+            let (flight, landing) = watch::channel(None);
+            let of_it = Flight {
                 token,
                 head,
                 landing,
-            },
-        );
+            };
+            shared.flights().insert(key.clone(), of_it);
+            flight
+        });
         Self {
             shared,
             key,
@@ -159,53 +188,29 @@ impl<T: Store> Claimed<T> {
         }
     }
 
-    /// Says from time to time that somebody is at it, for as long as that may take.
-    pub(crate) fn heartbeat(&self) -> impl Future<Output = ()> + Send + use<T> {
-        let (shared, key, token) = (self.shared.clone(), self.key.clone(), self.token);
-        async move {
-            let Settings { lease, ceiling, .. } = shared.settings;
-            let until = clock::now() + ceiling;
-            while clock::now() < until {
-                sleep(lease / 3).await;
-                if let Ok(Answer::Refused) = shared.step(&key, Op::Heartbeat { token, lease }).await
-                {
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Nothing was done. `meanwhile` is called when the record says so, or if the store cannot for now.
-    pub(crate) async fn release(self, meanwhile: impl FnOnce()) {
+    /// Nothing was done.
+    pub(crate) async fn release(self) {
         let token = self.token;
-        self.give_up(Op::Release { token }, Event::Released, meanwhile)
-            .await;
+        self.give_up(Op::Release { token }, Event::Released).await;
     }
 
     /// Nobody knows what was done.
-    pub(crate) async fn abandon(self, meanwhile: impl FnOnce()) {
+    pub(crate) async fn abandon(self) {
         let token = self.token;
-        self.give_up(Op::Abandon { token }, Event::Abandoned, meanwhile)
-            .await;
+        self.give_up(Op::Abandon { token }, Event::Abandoned).await;
     }
 
-    async fn give_up(mut self, op: Op, event: Event, meanwhile: impl FnOnce()) {
+    /// It returns when the record says so, or, if the store cannot for now, at once: then it says so later.
+    async fn give_up(mut self, op: Op, event: Event) {
         self.ended = true;
         self.shared.emit(&event);
-        let failed = self.shared.step(&self.key, op.clone()).await.is_err();
-        meanwhile();
-        if failed {
-            self.shared.step_at_last(&self.key, op).await;
+        if self.shared.step(&self.key, op.clone()).await.is_err() {
+            undo(self.shared.clone(), self.key.clone(), op);
         }
     }
 
-    /// It is done, and took so long. `meanwhile` is called when the record says so, or if the store cannot for now.
-    pub(crate) async fn complete(
-        mut self,
-        mut completion: Completion,
-        took: Duration,
-        meanwhile: impl FnOnce(),
-    ) {
+    /// It is done, and took so long. It returns as [`give_up`](Self::give_up) does.
+    pub(crate) async fn complete(mut self, mut completion: Completion, took: Duration) {
         self.ended = true;
         let (token, ttl) = (self.token, self.shared.settings.ttl);
         let op = |completion| Op::Complete {
@@ -213,49 +218,46 @@ impl<T: Store> Claimed<T> {
             completion,
             ttl,
         };
-        let first = self.shared.step(&self.key, op(completion.clone())).await;
-        meanwhile();
-        let known = match first {
-            Ok(Answer::Refused) => return self.shared.emit(&Event::Superseded),
+        let completed = |completion: &Completion| Event::Completed {
+            took,
+            omitted: completion.response.body.is_none(),
+        };
+        match self.shared.step(&self.key, op(completion.clone())).await {
+            Ok(Answer::Refused) => self.shared.emit(&Event::Superseded),
             Ok(answer) => {
                 // The handler may have completed it himself.
                 if let Answer::Done(kept) = answer {
                     completion = kept;
                 }
+                self.shared.emit(&completed(&completion));
                 // All who wait share what was kept. Besides them there is one who listens: the list of flights.
-                if self.flight.receiver_count() > 1 {
-                    self.flight.send_replace(Some(completion.clone()));
+                if let Some(flight) = &self.flight
+                    && flight.receiver_count() > 1
+                {
+                    flight.send_replace(Some(completion));
                 }
-                true
             }
             Err(error) => {
                 if let StoreErrorKind::Full | StoreErrorKind::ScopeFull = error.kind() {
                     // There is no room for it all, and it must not be run again.
                     completion.response.body = None;
                 }
-                let op = op(completion.clone());
-                self.shared.step_at_last(&self.key, op).await.is_some()
+                let (op, completed) = (op(completion.clone()), completed(&completion));
+                self.shared.clone().tasks.spawn(async move {
+                    let answer = self.shared.step_at_last(&self.key, op).await;
+                    let event = answer.map_or(Event::Abandoned, |_| completed);
+                    self.shared.emit(&event);
+                });
             }
-        };
-        let omitted = completion.response.body.is_none();
-        self.shared.emit(&if known {
-            Event::Completed { took, omitted }
-        } else {
-            Event::Abandoned
-        });
+        }
     }
 }
 
 impl<T: Store> Drop for Claimed<T> {
     fn drop(&mut self) {
-        let mut flights = self.shared.flights();
-        if flights
-            .get(&self.key)
-            .is_some_and(|it| it.token == self.token)
-        {
-            flights.remove(&self.key);
+        if self.flight.is_some() {
+            self.shared.end_flight(&self.key, self.token);
         }
-        drop(flights);
         if self.ended {
             return;
         }

@@ -218,6 +218,86 @@ async fn a_client_that_goes_away_finds_the_answer_when_it_comes_back() {
     }
 }
 
+/// A handler that takes a few polls.
+fn dawdling(effects: &Effects) -> impl Fn(Request<RequestBody<Body>>) -> Handler + Clone + use<> {
+    let effects = effects.clone();
+    move |request| {
+        let effects = effects.clone();
+        Box::pin(async move {
+            let run = effects.begin();
+            dawdle().await;
+            let read = request.into_body().collect().await?.to_bytes();
+            effects.end();
+            let answer = format!("run {run} of {} bytes", read.len());
+            Ok(Response::new(body(answer)))
+        })
+    }
+}
+
+// promises: ID-3, ID-14
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_dropped_at_any_poll_is_done_once_and_leaves_no_key_that_is_held() {
+    let mut pending = 0;
+    for polls in 0..=20 {
+        for wait in [None, Some(SHORT)] {
+            let (store, effects) = (Records::new(), Effects::default());
+            store.be(Mood::Dawdles);
+            let mut layer = layer(&store);
+            if let Some(wait) = wait {
+                layer = layer.wait(wait);
+            }
+            let service = layer.layer(service_fn(dawdling(&effects)));
+            let call = service.clone().oneshot(post("k", "apples"));
+            let mut call = tokio_test::task::spawn(call);
+            let done = (0..polls).any(|_| call.poll().is_ready());
+            pending += u32::from(!done);
+            drop(call);
+            // A client that asks again while it goes on, and goes away too.
+            let mut again = tokio_test::task::spawn(service.clone().oneshot(post("k", "apples")));
+            let _ = (0..polls).any(|_| again.poll().is_ready());
+            drop(again);
+            sleep(2 * SHORT).await;
+            let record = store.only();
+            // A future that was never polled was never a call.
+            if polls > 0 {
+                assert!(
+                    matches!(record.map(|record| record.state), Some(State::Done { .. })),
+                    "{polls} polls"
+                );
+                assert_eq!((effects.begun(), effects.ended()), (1, 1), "{polls} polls");
+            }
+            let answer = service.oneshot(post("k", "apples")).await.unwrap();
+            let (status, body, _) = read(answer).await;
+            assert_eq!((status, &*body), (200, "run 1 of 6 bytes"), "{polls} polls");
+            assert_eq!(effects.begun(), 1, "{polls} polls");
+        }
+    }
+    assert!(pending > 20, "most of them were dropped before their end");
+}
+
+// promise: ID-3
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_never_polled_is_done_all_the_same() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let mut service = layer(&store).layer(service_fn(dawdling(&effects)));
+    drop(service.call(post("k", "apples")));
+    settle().await;
+    assert_eq!(effects.ended(), 1);
+    assert!(matches!(store.only().unwrap().state, State::Done { .. }));
+}
+
+// promises: ID-3, ID-14
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_future_is_dropped_outside_of_the_runtime_goes_on_in_it() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let mut service = layer(&store).layer(service_fn(dawdling(&effects)));
+    let call = service.call(post("k", "apples"));
+    std::thread::spawn(move || drop(call)).join().unwrap();
+    settle().await;
+    assert_eq!(effects.ended(), 1);
+    assert!(matches!(store.only().unwrap().state, State::Done { .. }));
+}
+
 fn dies() -> Result<Response<Body>, BoxError> {
     panic!("it dies");
 }
@@ -923,6 +1003,58 @@ async fn a_server_that_ends_waits_for_its_handlers_and_cuts_the_others() {
         (status, &*code(&body)),
         (409, "idempotency-outcome-unknown")
     );
+}
+
+// promise: ID-15
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_waits_for_a_call_at_any_poll_whoever_runs_it() {
+    for polls in 1..=12 {
+        for dropped in [false, true] {
+            let (store, effects) = (Records::new(), Effects::default());
+            store.be(Mood::Dawdles);
+            let layer = layer(&store);
+            let service = layer.layer(service_fn(dawdling(&effects)));
+            let mut call = tokio_test::task::spawn(service.oneshot(post("k", "apples")));
+            if (0..polls).any(|_| call.poll().is_ready()) {
+                break;
+            }
+            let handle = layer.handle();
+            let mut drain = tokio_test::task::spawn(handle.drain(Duration::from_secs(30)));
+            assert!(drain.poll().is_pending(), "{polls} polls");
+            if dropped {
+                drop(call);
+                settle().await;
+            } else {
+                while call.poll().is_pending() {
+                    assert!(drain.poll().is_pending(), "{polls} polls");
+                }
+            }
+            settle().await;
+            assert!(drain.await, "{polls} polls");
+            assert_eq!(effects.ended(), 1, "{polls} polls");
+            assert!(matches!(store.only().unwrap().state, State::Done { .. }));
+        }
+    }
+}
+
+// promise: ID-15
+#[tokio::test(start_paused = true)]
+async fn what_is_streamed_while_a_server_ends_is_waited_for_and_cut_when_there_is_no_more_time() {
+    for (parts, is_done) in [(100, true), (10_000, false)] {
+        let store = Records::new();
+        let layer = layer(&store);
+        let handler = move |_: Request<RequestBody<Body>>| {
+            std::future::ready(Ok::<_, BoxError>(Response::new(stream(parts))))
+        };
+        let service = layer.layer(service_fn(handler));
+        let response = service.oneshot(post("k", "apples")).await.unwrap();
+        let drained = layer.handle().drain(Duration::from_secs(5)).await;
+        assert_eq!(drained, is_done);
+        let state = store.only().unwrap().state;
+        assert_eq!(matches!(state, State::Done { .. }), is_done, "{state:?}");
+        assert_eq!(matches!(state, State::Unknown { .. }), !is_done);
+        drop(response);
+    }
 }
 
 // promise: ID-20

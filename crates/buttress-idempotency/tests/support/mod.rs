@@ -34,6 +34,8 @@ pub enum Mood {
     Fails,
     /// It never answers.
     Hangs,
+    /// It takes its time, before and after it does what it is asked for.
+    Dawdles,
     /// It does what it is asked for, and says nothing.
     Forgets,
     /// It knows nothing of heartbeats and completions.
@@ -137,6 +139,7 @@ impl Store for Records {
                 return Err(StoreError::new(StoreErrorKind::ScopeFull));
             }
             Mood::Hangs => return pending().await,
+            Mood::Dawdles => dawdle().await,
             Mood::Deaf if is_late => return failed(),
             _ => {}
         }
@@ -153,8 +156,10 @@ impl Store for Records {
             }
             answer
         };
-        if mood == Mood::Forgets {
-            return pending().await;
+        match mood {
+            Mood::Forgets => return pending().await,
+            Mood::Dawdles => dawdle().await,
+            _ => {}
         }
         Ok(answer)
     }
@@ -177,6 +182,13 @@ impl Store for Records {
     async fn purge_expired(&self, _: usize) -> Result<usize, StoreError> {
         self.answers().await?;
         Ok(0)
+    }
+}
+
+/// Waits for a few polls.
+pub async fn dawdle() {
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
     }
 }
 
