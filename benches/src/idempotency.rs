@@ -38,9 +38,9 @@ const BY_HASH: &str = "axum-idempotent, by hash";
 /// What a request should cost that the layer has nothing to do with.
 const NOTHING: &[Goal] = &[Goal::nanoseconds(20.0, "floor")];
 /// What it should cost to keep what a request came to.
-const ONCE: &[Goal] = &[Goal::times(0.5, BY_KEY)];
+const ONCE: &[Goal] = &[Goal::times(0.5, BY_KEY), Goal::times(0.5, BY_HASH)];
 /// What it should cost to answer it again.
-const AGAIN: &[Goal] = &[Goal::times(0.4, BY_KEY)];
+const AGAIN: &[Goal] = &[Goal::times(0.4, BY_KEY), Goal::times(0.4, BY_HASH)];
 
 /// A POST, which might have a key.
 fn without_key() -> Group {
