@@ -198,7 +198,7 @@ fn nothing_grows_without_somebody_knowing() {
         (
             "IdempotencyLayer",
             size_of::<idempotency::IdempotencyLayer<MemoryStore, Global>>(),
-            240,
+            256,
         ),
         ("IdempotencyKey", size_of::<Key>(), 1),
         ("Retry", size_of::<Retry>(), 8),
@@ -225,7 +225,7 @@ fn nothing_grows_without_somebody_knowing() {
         ("a call of Breaker", size_of::<Call<Breaker>>(), 192),
         ("a call of RateLimit", size_of::<Call<Limit>>(), 440),
         ("a call of Answer", size_of::<Call<Answers>>(), 184),
-        ("a call of Idempotency", size_of::<Call<Once>>(), 160),
+        ("a call of Idempotency", size_of::<Call<Once>>(), 168),
         ("a call of a client", size_of::<Call<Client>>(), 896),
         ("a call of a server", size_of::<Call<Server>>(), 488),
         ("ReplayBody", size_of::<ReplayBody<Body>>(), 40),

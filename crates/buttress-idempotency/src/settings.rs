@@ -120,7 +120,7 @@ impl Settings {
         !(refused || released || AGAIN.contains(&status))
     }
 
-    /// The pause before a store is asked again for a run of another process: about half of a second, and never the same for
+    /// The pause before a store is asked again for a run of another process: 50 to 500 ms, and never the same for
     /// all who wait.
     pub(crate) fn poll_pause(&self) -> Duration {
         Duration::from_millis(rand::random_range(50..=500)).min(self.lease)
