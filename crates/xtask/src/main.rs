@@ -46,7 +46,7 @@ type Step = (&'static str, &'static str, fn(bool) -> Result<()>);
 const STEPS: &[Step] = &[
     ("fmt", "the formatting", |_| fmt()),
     ("clippy", "lints on every target, benchmarks too, with every feature", |_| clippy("--workspace --all-targets --all-features")),
-    ("test", "unit, integration and doc tests with every feature; examples are built", test),
+    ("test", "unit, integration and doc tests with every feature; the short examples are run", test),
     ("loom", "the loom models of what is kept in atomics", |_| loom()),
     ("doc", "the documentation, without a warning", |_| doc()),
     ("deny", "licences, bans and sources; `cargo deny check advisories` needs a network, so it is not part of this", |_| deny()),
@@ -66,9 +66,11 @@ fn clippy(what: &str) -> Result<()> {
 }
 
 fn test(full: bool) -> Result<()> {
-    let what = "test --workspace --exclude buttress-bench --all-features";
-    let mut targets = cargo(&format!("{what} --all-targets"));
-    let mut docs = cargo(&format!("{what} --doc"));
+    let what = "--workspace --exclude buttress-bench --all-features";
+    // A test runs them, so they are needed as they are, and not as `--all-targets` builds them.
+    let mut examples = cargo(&format!("build {what} --examples"));
+    let mut targets = cargo(&format!("test {what} --tests"));
+    let mut docs = cargo(&format!("test {what} --doc"));
     if full {
         // Not for the docs: an example that is ignored there is one that cannot run.
         targets.args(["--", "--include-ignored"]);
@@ -77,6 +79,7 @@ fn test(full: bool) -> Result<()> {
         targets.env("PROPTEST_CASES", "25600");
         docs.env("BUTTRESS_FULL", "1");
     }
+    run(&mut examples)?;
     run(&mut targets)?;
     run(&mut docs)
 }
