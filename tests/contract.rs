@@ -30,7 +30,7 @@ use http_body_util::Full;
 use tokio::{
     runtime::Handle,
     sync::Semaphore,
-    time::{Sleep, advance, sleep},
+    time::{Sleep, advance, sleep, timeout},
 };
 use tokio_test::task;
 use tower::{
@@ -100,6 +100,16 @@ fn pay() -> Request<Full<Bytes>> {
     request.body(Full::from("amount=3")).unwrap()
 }
 
+/// Counts how often a future is polled. On a clock that stands still, one that wakes itself would be polled for ever.
+fn counted<F: Future>(waits: F, polls: Arc<AtomicU64>) -> impl Future<Output = F::Output> {
+    let mut waits = Box::pin(waits);
+    poll_fn(move |cx| {
+        let polls = polls.fetch_add(1, Ordering::Relaxed);
+        assert!(polls < 100_000, "it wakes itself");
+        waits.as_mut().poll(cx)
+    })
+}
+
 /// A call may be dropped at its n-th poll, a service used again, and nothing that is below it is kept.
 async fn keeps_nothing<B, S>(layer: impl Fn(Inner<B>) -> S)
 where
@@ -110,7 +120,8 @@ where
         for polls in 0..=20 {
             let permits = Arc::new(Semaphore::new(1));
             let mut service = layer(below.service(&permits));
-            let answer = service.clone().oneshot(pay()).await;
+            let call = service.clone().oneshot(pay());
+            let answer = counted(call, Arc::default()).await;
             assert!(answer.map_err(Into::into).is_ok(), "over {below:?}");
 
             let mut call = task::spawn(service.clone().oneshot(pay()));
@@ -127,12 +138,13 @@ where
             assert_eq!(left, 1, "over {below:?}, dropped after {polls} polls");
 
             for _ in 0..2 {
-                let ready = service.ready().await.map_err(Into::into).unwrap();
-                let answer = ready.call(pay()).await.map_err(Into::into);
+                let call = async { service.ready().await?.call(pay()).await };
+                let call = counted(call, Arc::default());
+                let answer = timeout(Duration::from_mins(1), call).await;
+                let answer = answer.expect("it hangs").map_err(Into::into);
                 assert!(answer.is_ok(), "over {below:?}, after {polls} polls");
                 let left = permits.available_permits();
                 assert_eq!(left, 1, "over {below:?}: a service that is kept is idle");
-                sleep(Duration::from_secs(1)).await;
             }
         }
     }
@@ -319,14 +331,7 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     let polls = Arc::new(AtomicU64::new(0));
-    let counted = polls.clone();
-    let mut waits = Box::pin(waits);
-    let task = tokio::spawn(poll_fn(move |cx| {
-        let polls = counted.fetch_add(1, Ordering::Relaxed);
-        // On a clock that stands still, one who wakes himself would be polled for ever.
-        assert!(polls < 100_000, "it wakes itself");
-        waits.as_mut().poll(cx)
-    }));
+    let task = tokio::spawn(counted(waits, polls.clone()));
     // The first polls, and what they set going, are no waiting.
     sleep(millis(1)).await;
     let before = (polls.load(Ordering::Relaxed), parks());
