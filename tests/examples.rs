@@ -9,10 +9,15 @@ type Result<T = (), E = BoxError> = std::result::Result<T, E>;
 
 /// The examples, and of each a line that shows what it is about.
 const SHORT: &[(&str, &str)] = &[
+    ("attempt_spans", "It is answered with 201 Created."),
     ("axum", "      Idempotency-Replayed: true"),
     ("breaker", "  event: open -> half_open"),
     ("hyper", "  the breaker is open"),
     ("rate_limit_server", "  429 Too Many Requests"),
+    (
+        "prometheus",
+        r#"buttress_breaker_state{name="payments",state="closed"} 1"#,
+    ),
     (
         "reqwest",
         "All of them are paid: one each 50 ms, and the first in the end.",
