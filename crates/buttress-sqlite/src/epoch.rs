@@ -4,17 +4,24 @@
 //! format: 8 bytes    epoch: 16 bytes    writes: 8 bytes    fence: 8 bytes    checksum: 16 bytes of BLAKE3 over all that
 //! ```
 //!
-//! It is written after each transaction, and before its operations are answered. It is not brought to the disk each time:
-//! after a power failure it may be of an earlier transaction, but never of one that the database has not on the disk.
+//! It is written after each transaction of the store's own, and before its operations are answered; it has heard of a
+//! transaction of somebody else by then too. It is not brought to the disk each time: after a power failure it may be of an
+//! earlier transaction, but never of one that the database has not on the disk.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 const FORMAT: &[u8; 8] = b"buttres1";
 const LENGTH: usize = 56;
+
+/// So often a file that looks damaged is looked at again.
+const PAUSES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Which database it is. Drawn at random when it is made.
 pub(crate) type Epoch = [u8; 16];
@@ -48,11 +55,22 @@ pub(crate) fn beside(database: &Path, end: &str) -> PathBuf {
 }
 
 pub(crate) fn read(path: &Path) -> io::Result<Found> {
-    // One that is being written by another process may look damaged; hardly twice.
-    match read_once(path)? {
-        Found::Damaged => read_once(path),
-        found => Ok(found),
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it waits for another process, whose time cannot be paused"
+    )]
+    read_often(path, || thread::sleep(PAUSE))
+}
+
+/// One that another process is just making is empty, and one that it is writing may look damaged: not for long.
+fn read_often(path: &Path, mut pause: impl FnMut()) -> io::Result<Found> {
+    for _ in 0..PAUSES {
+        match read_once(path)? {
+            Found::Damaged => pause(),
+            found => return Ok(found),
+        }
     }
+    read_once(path)
 }
 
 fn read_once(path: &Path) -> io::Result<Found> {
@@ -90,9 +108,12 @@ impl Mark {
     }
 }
 
-/// The file, open to be written.
+/// The file, open to be written, and what was written last.
 #[derive(Debug)]
-pub(crate) struct EpochFile(File);
+pub(crate) struct EpochFile {
+    file: File,
+    pub(crate) mark: Mark,
+}
 
 impl EpochFile {
     /// Opens the file, or makes it, and brings this to the disk.
@@ -104,17 +125,19 @@ impl EpochFile {
             .create(true)
             .truncate(false)
             .open(path)?;
-        let mut file = Self(file);
+        let mut file = Self { file, mark };
         file.update(mark)?;
-        file.0.set_len(LENGTH as u64)?;
-        file.0.sync_all()?;
+        file.file.set_len(LENGTH as u64)?;
+        file.file.sync_all()?;
         sync_folder(path)?;
         Ok(file)
     }
 
     pub(crate) fn update(&mut self, mark: Mark) -> io::Result<()> {
-        self.0.seek(SeekFrom::Start(0))?;
-        self.0.write_all(&mark.to_bytes())
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&mark.to_bytes())?;
+        self.mark = mark;
+        Ok(())
     }
 }
 
@@ -128,4 +151,44 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARK: Mark = Mark {
+        epoch: [7; 16],
+        writes: 5,
+        fence: 1 << 50,
+    };
+
+    // promise: ID-19
+    #[test]
+    fn a_file_of_which_any_byte_is_another_is_damaged() {
+        let bytes = MARK.to_bytes();
+        assert_eq!(&bytes[..8], b"buttres1");
+        assert_eq!(Mark::of_bytes(&bytes), Some(MARK));
+        for place in 0..LENGTH {
+            let mut bytes = bytes;
+            bytes[place] ^= 1;
+            assert_eq!(Mark::of_bytes(&bytes), None, "{place}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_another_process_is_just_making_is_not_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.db-epoch");
+        File::create(&path).unwrap();
+        let mut pauses = 0;
+        let found = read_often(&path, || {
+            pauses += 1;
+            if pauses == 3 {
+                EpochFile::write(&path, MARK).unwrap();
+            }
+        });
+        assert_eq!(found.unwrap(), Found::Mark(MARK));
+        assert_eq!(pauses, 3);
+    }
 }

@@ -121,16 +121,17 @@
 //!
 //! Beside the database `x.db` and what SQLite keeps there (`x.db-wal`, `x.db-shm`) is the file `x.db-epoch`. It knows which
 //! database it is, and how often it has been written, so that one that is gone, was truncated, or has been replaced by a
-//! backup is told from one that never was: see [`open`](SqliteStore::open). Take a backup with SQLite's own means, and keep
+//! backup is told from one that never was: see [`open`](SqliteStore::open). Of a completion in a transaction of yours it hears
+//! with the store's next operation, and the layer's is asked for before the client is answered. Take a backup with SQLite's own means, and keep
 //! the `-epoch` file out of it.
 //!
 //! When it is opened, the whole file is looked through, or, where it has tables of yours too, all that belongs to the store:
 //! a record that has gone missing is noticed then, whatever it was that took it away. A record whose bytes are not those that
 //! were written is [`Damaged`](buttress_idempotency::StoreErrorKind::Damaged) wherever it is asked for, and never none.
 //! What happens to the file behind the back of a running process is noticed when it is opened the next time, or earlier.
-//! Once it is removed or another is in its place, all that would be written is
-//! [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable), on Unix: a process that lives on with the old one does
-//! not win what is claimed in the new one.
+//! Once it is removed or another is in its place, on Unix, or it was restored to what it was before, or to another store, all
+//! that would be written is [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable): a process that lives on with
+//! the old one does not win what is claimed in the new one.
 //!
 //! The records are in the table `buttress_records`, and an operator may look at it with the `sqlite3` shell:
 //!
@@ -146,6 +147,12 @@
 //! It is the machine's when the store is opened, and from then on that of its steady clock, so that a clock that is set
 //! changes nothing. The latest moment is kept in the database: no later one is earlier than that, in whatever process and after
 //! whatever restart, and fences rise always.
+//!
+//! A process whose machine's clock is ahead when it opens the file takes all others on it with it, from its first operation
+//! on, and the time does not come back. The leases that end meanwhile are over at once. What was armed is unknown then, and
+//! who is at it yet may complete it or send a heartbeat; what was not armed is free, and may be done by another. Records are
+//! forgotten that much earlier. Keep the clocks of processes that share a file together: where one is an hour ahead, a record
+//! may be forgotten an hour before its time.
 //!
 //! # Errors
 //!

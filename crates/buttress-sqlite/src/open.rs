@@ -286,3 +286,15 @@ fn check_pages(db: &Transaction<'_>) -> Result<(), OpenError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // promise: ID-18
+    #[test]
+    fn a_database_that_cannot_have_a_log_is_refused() {
+        let refused = connect(Path::new(":memory:")).unwrap_err();
+        assert!(refused.to_string().contains("it is `memory`"), "{refused}");
+    }
+}

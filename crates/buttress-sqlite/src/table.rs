@@ -264,7 +264,7 @@ pub(crate) fn purge(db: &Connection, seal: &mut Seal, now: Moment, limit: usize)
 
 fn purge_some(db: &Connection, seal: &mut Seal, now: Moment, limit: usize) -> Each<usize> {
     let expired = "SELECT scope, hash, state, lease_until, expires_at, fence, checksum, record \
-         FROM main.buttress_records INDEXED BY buttress_records_by_expiry WHERE expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
+         FROM main.buttress_records INDEXED BY buttress_records_by_expiry WHERE expires_at <= ?1 LIMIT ?2";
     let mut expired = db.prepare_cached(expired)?;
     let expired = expired.query_map((signed(now.0), signed(limit as u64)), |row| {
         let key = read_key(row)?;
@@ -276,11 +276,10 @@ fn purge_some(db: &Connection, seal: &mut Seal, now: Moment, limit: usize) -> Ea
     let mut damaged = None;
     for expired in expired {
         match expired {
-            Ok((key, kept)) if kept.record.at(now).is_none() => {
+            Ok((key, kept)) => {
                 remove(db, seal, &key, &kept.columns)?;
                 purged += 1;
             }
-            Ok(_) => {}
             Err(error) => damaged = Some(error),
         }
     }

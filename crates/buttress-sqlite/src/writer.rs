@@ -137,8 +137,9 @@ impl Writer {
         // Somebody else may have been writing for long.
         batch.retain(Job::is_wanted);
         let mut seal = Seal::read(&transaction)?;
-        if seal.epoch != self.shared.epoch || !self.place.is_kept() {
-            let why = "the file is gone, or has become another store";
+        let is_older = seal.writes < self.file.mark.writes;
+        if seal.epoch != self.shared.epoch || is_older || !self.place.is_kept() {
+            let why = "the file is gone, or has become another store or an older one";
             return Err(rusqlite::Error::ToSqlConversionFailure(why.into()));
         }
         let before = seal.clone();
@@ -149,13 +150,15 @@ impl Writer {
             done.push(job.run(&transaction, &mut seal, now, &mut self.scopes)?);
         }
         // What only looked is no reason to wait for the disk, unless the time would be forgotten.
-        if seal == before && now.since(before.moment) < MEMORY {
-            return Ok(done);
+        if seal != before || now.since(before.moment) >= MEMORY {
+            seal.write(&transaction, now)?;
+            transaction.commit()?;
         }
-        seal.write(&transaction, now)?;
-        transaction.commit()?;
-        // If this fails, what it says is still true, of an earlier transaction.
-        let _ = self.file.update(seal.mark());
+        // Who only looks may have seen a transaction of somebody else.
+        if seal.mark() != self.file.mark {
+            // If this fails, what it says is still true, of an earlier transaction.
+            let _ = self.file.update(seal.mark());
+        }
         Ok(done)
     }
 }
@@ -231,7 +234,6 @@ impl Limits {
             // One that is damaged stays, and is found when it is asked for.
             let _ = table::purge(db, seal, now, SWEEP)?;
             if seal.records >= most {
-                scopes.forget(scope);
                 return Ok(Err(StoreError::new(StoreErrorKind::Full)));
             }
         }
@@ -252,8 +254,8 @@ struct Held {
 }
 
 impl Held {
-    /// Counts one record more, if there may be one. It may expire before all others: how long they stay is not known then
-    /// until they are counted again.
+    /// Counts one record more, if there may be one. It may expire before all others, or not come about for want of room
+    /// elsewhere: they are counted again before it is said that there is no room.
     fn take(&mut self, most: u64) -> bool {
         let room = self.records < most;
         if room {
@@ -349,7 +351,7 @@ mod tests {
         Writer::new(db, place, file, Arc::new(shared))
     }
 
-    fn claim(name: usize) -> (Job, oneshot::Receiver<Result<Answer, StoreError>>) {
+    fn claim(name: usize, limits: Limits) -> (Job, oneshot::Receiver<Result<Answer, StoreError>>) {
         let claim = Claim {
             head: HeadPrint([0; 32]),
             token: Token(1),
@@ -363,14 +365,23 @@ mod tests {
             // So long that a few of them need another page.
             key: RecordKey::new("x".repeat(500), &name.to_string()),
             op: Op::Claim(claim),
-            limits: Limits::default(),
+            limits,
             reply,
         };
         (job, answer)
     }
 
     fn answers(writer: &mut Writer, names: &[usize]) -> Vec<Result<Answer, StoreError>> {
-        let (mut batch, answers): (Vec<_>, Vec<_>) = names.iter().copied().map(claim).unzip();
+        let limits = Limits::default();
+        answers_of(writer, names.iter().map(|name| (*name, limits)))
+    }
+
+    fn answers_of(
+        writer: &mut Writer,
+        names: impl Iterator<Item = (usize, Limits)>,
+    ) -> Vec<Result<Answer, StoreError>> {
+        let claims = names.map(|(name, limits)| claim(name, limits));
+        let (mut batch, answers): (Vec<_>, Vec<_>) = claims.unzip();
         writer.write(&mut batch);
         let answers = answers.into_iter();
         answers
@@ -409,6 +420,44 @@ mod tests {
     #[test]
     fn a_full_disk_is_an_error_as_long_as_it_is_full() {
         trouble_passes("max_page_count", 1, 1 << 20);
+    }
+
+    #[test]
+    fn a_purge_of_more_than_are_held_at_once_takes_just_as_many_as_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(&folder);
+        let names: Vec<_> = (0..1_100).collect();
+        assert!(answers(&mut writer, &names).iter().all(is_won));
+        let mut seal = Seal::read(&writer.db).unwrap();
+        let late = seal.moment.after(Duration::from_hours(25));
+        for (limit, expected) in [(1_050, 1_050), (1_050, 50), (1_050, 0)] {
+            let purged = table::purge(&writer.db, &mut seal, late, limit);
+            assert_eq!(purged.unwrap().unwrap(), expected);
+        }
+        assert_eq!((seal.records, seal.sum), (0, 0));
+    }
+
+    #[test]
+    fn a_claim_that_was_counted_and_not_written_takes_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(&folder);
+        let two = Limits {
+            per_scope: Some(2),
+            ..Limits::default()
+        };
+        assert!(is_won(&answers(&mut writer, &[0])[0]));
+        set(&writer, "max_page_count", 1);
+        // The scope is full when the second is counted, and then there is no room for the others on the disk.
+        let others = (100..150).map(|name| (name, Limits::default()));
+        for answer in answers_of(&mut writer, [(1, two), (2, two)].into_iter().chain(others)) {
+            let error = answer.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        }
+        set(&writer, "max_page_count", 1 << 20);
+        let again = answers_of(&mut writer, [(3, two), (4, two)].into_iter());
+        assert!(is_won(&again[0]), "{again:?}");
+        let error = again[1].as_ref().unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::ScopeFull);
     }
 
     // promise: ID-19

@@ -225,6 +225,44 @@ async fn a_process_whose_file_is_gone_or_another_wins_nothing_more() {
     assert!(new.get(&key("b")).await.unwrap().is_some());
 }
 
+// promise: ID-19
+#[tokio::test]
+async fn a_process_whose_file_was_restored_from_another_or_a_backup_wins_nothing_more() {
+    for backup in [false, true] {
+        let folder = folder();
+        let (path, other) = (folder.path().join("x.db"), folder.path().join("y.db"));
+        let store = SqliteStore::open(&path).unwrap();
+        win(&store, &key("a"), Token(1)).await;
+        let db = Connection::open(&path).unwrap();
+        if backup {
+            db.execute("VACUUM INTO ?1", [other.to_str()]).unwrap();
+        } else {
+            let other = SqliteStore::open(&other).unwrap();
+            for name in 0..9 {
+                win(&other, &key(name), Token(1)).await;
+            }
+        }
+        win(&store, &key("b"), Token(1)).await;
+        // It stays the same file, as it does with the shell's `.restore`.
+        db.execute("ATTACH ?1 AS other", [other.to_str()]).unwrap();
+        db.execute_batch(
+            "BEGIN; \
+             DELETE FROM buttress_store; INSERT INTO buttress_store SELECT * FROM other.buttress_store; \
+             DELETE FROM buttress_records; INSERT INTO buttress_records SELECT * FROM other.buttress_records; \
+             COMMIT",
+        )
+        .unwrap();
+        for _ in 0..2 {
+            let again = store.step(&key("b"), claim(Token(2))).await;
+            assert_eq!(kind(again), Some(StoreErrorKind::Unavailable));
+        }
+        drop(store);
+        let refused = SqliteStore::open(&path).unwrap_err();
+        let expected = if backup { "Older" } else { "Replaced" };
+        assert_eq!(format!("{refused:?}"), expected);
+    }
+}
+
 #[tokio::test]
 async fn a_store_that_has_lost_only_its_epoch_file_opens() {
     let folder = folder();
@@ -294,6 +332,52 @@ async fn a_clock_that_is_set_back_changes_nothing_across_restarts() {
     time.pass(LEASE + MS);
     let late = store.step(&key("a"), claim(Token(4))).await.unwrap();
     assert_eq!(late, Answer::Unknown);
+}
+
+// promise: ID-16
+#[tokio::test]
+async fn a_moment_at_which_somebody_only_looked_is_not_forgotten_by_a_restart() {
+    let folder = folder();
+    let path = folder.path().join("x.db");
+    let (store, time) = Time::of(SqliteStore::open(&path).unwrap());
+    win(&store, &key("a"), Token(1)).await;
+    time.pass(LEASE + MS);
+    let late = store.step(&key("a"), claim(Token(2))).await.unwrap();
+    assert_eq!(late, Answer::Unknown);
+    drop(store);
+    // The clock of this one is behind that.
+    let (store, _) = Time::of(SqliteStore::open(&path).unwrap());
+    let late = store.step(&key("a"), claim(Token(2))).await.unwrap();
+    assert_eq!(late, Answer::Unknown);
+}
+
+#[tokio::test]
+async fn a_process_whose_clock_is_ahead_ends_the_leases_of_the_others() {
+    let folder = folder();
+    let path = folder.path().join("x.db");
+    let (store, _) = Time::of(SqliteStore::open(&path).unwrap());
+    win(&store, &key("armed"), Token(1)).await;
+    let unarmed = store.step(&key("unarmed"), claim_as(Token(1), false)).await;
+    assert!(matches!(unarmed, Ok(Answer::Won { .. })), "{unarmed:?}");
+    let (ahead, time) = Time::of(SqliteStore::open(&path).unwrap());
+    time.pass(Duration::from_hours(1));
+    win(&ahead, &key("another"), Token(2)).await;
+    // From now on the time of all is that of the one that is ahead.
+    for store in [&ahead, &store] {
+        let late = store.step(&key("armed"), claim(Token(3))).await.unwrap();
+        assert_eq!(late, Answer::Unknown);
+    }
+    win(&store, &key("unarmed"), Token(3)).await;
+    // Who is at it yet completes what was armed, and has lost what was not.
+    accept(&store, &key("armed"), complete(Token(1), "made")).await;
+    let lost = store
+        .step(&key("unarmed"), complete(Token(1), "made"))
+        .await;
+    assert_eq!(lost.unwrap(), Answer::Refused);
+    // What is claimed from now on has its whole lease.
+    win(&store, &key("new"), Token(1)).await;
+    let again = ahead.step(&key("new"), claim(Token(2))).await.unwrap();
+    assert_eq!(again, Answer::InFlight { lease_left: LEASE });
 }
 
 // promise: ID-16
@@ -451,10 +535,11 @@ async fn a_scope_has_its_limit_and_the_others_do_not_feel_it() {
     for name in 10..13 {
         win(&store, &of("mallory", name), Token(1)).await;
     }
-    assert_eq!(
-        kind(store.step(&of("mallory", 13), claim(Token(1))).await),
-        full
-    );
+    // Nor is there room for one whose row is there yet.
+    for name in [13, 0] {
+        let more = store.step(&of("mallory", name), claim(Token(1))).await;
+        assert_eq!(kind(more), full);
+    }
 }
 
 #[tokio::test]
@@ -533,6 +618,20 @@ async fn a_full_store_says_so_and_purges_what_has_expired() {
     time.pass(TTL + MS);
     win(&store, &key(3), Token(1)).await;
     assert_eq!(store.purge_expired(9).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_has_expired_is_claimed_again_in_its_own_room() {
+    let folder = folder();
+    let path = folder.path().join("x.db");
+    let (store, time) = Time::of(SqliteStore::open(&path).unwrap().max_records(1));
+    win(&store, &key("a"), Token(1)).await;
+    time.pass(TTL + MS);
+    win(&store, &key("a"), Token(2)).await;
+    let again = store.step(&key("a"), claim(Token(3))).await.unwrap();
+    assert_eq!(again, Answer::InFlight { lease_left: LEASE });
+    drop(store);
+    SqliteStore::open(&path).unwrap();
 }
 
 #[tokio::test]

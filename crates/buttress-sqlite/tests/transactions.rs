@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    fs,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Barrier, Mutex},
     thread,
@@ -15,7 +16,7 @@ use buttress_idempotency::{
     record::{Answer, Claim, HeadPrint, Op, RecordKey, State, Token},
 };
 use buttress_sqlite::{
-    CompleteError, SqliteStore,
+    CompleteError, OpenError, SqliteStore,
     rusqlite::{Connection, Transaction, TransactionBehavior},
 };
 use bytes::Bytes;
@@ -89,6 +90,27 @@ async fn an_effect_and_its_completion_are_one() {
     win(&store, &key("b"), Token(1)).await;
     drop(store);
     open(&folder);
+}
+
+// promises: ID-19, ID-21
+#[tokio::test]
+async fn a_completion_that_is_lost_with_the_end_of_the_file_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, mut connection) = open(&folder);
+    win(&store, &key("a"), Token(1)).await;
+    let backup = folder.path().join("backup.db");
+    connection
+        .execute("VACUUM INTO ?1", [backup.to_str()])
+        .unwrap();
+    pay(&store, &mut connection, &key("a"), Token(1)).unwrap();
+    // As the layer does it before it answers.
+    let completed = store.step(&key("a"), complete(Token(1), "paid")).await;
+    assert_eq!(completed.unwrap(), Answer::Done(completion("paid")));
+    drop((store, connection));
+    let path = folder.path().join("x.db");
+    fs::copy(&backup, &path).unwrap();
+    let refused = SqliteStore::open(&path);
+    assert!(matches!(refused, Err(OpenError::Older)), "{refused:?}");
 }
 
 // promise: ID-21
