@@ -101,7 +101,7 @@ impl SqliteStore {
         completion: Completion,
         ttl: Duration,
     ) -> Result<(), CompleteError> {
-        let (mut seal, now) = self.must_hold(transaction, key, token)?;
+        let (mut seal, now) = self.seal(transaction)?;
         let op = Op::Complete {
             token,
             completion,
@@ -111,6 +111,7 @@ impl SqliteStore {
         let answer = table::step(transaction, &mut seal, now, key, &op, |_, _| Ok(Ok(())))?;
         match answer.map_err(CompleteError::Store)? {
             Answer::Accepted => {}
+            // He may have completed it already, and his effect is there.
             _ => return Err(CompleteError::NotHeld),
         }
         seal.write(transaction, now)?;
@@ -123,9 +124,8 @@ impl SqliteStore {
         transaction: &Transaction<'_>,
         key: &RecordKey,
         token: Token,
-    ) -> Result<(Seal, Moment), CompleteError> {
-        let seal = self.seal(transaction)?;
-        let now = self.inner.shared.clock().now(seal.moment);
+    ) -> Result<(), CompleteError> {
+        let (_, now) = self.seal(transaction)?;
         let kept = table::find(transaction, key)?.map_err(CompleteError::Store)?;
         match kept
             .and_then(|kept| kept.record.at(now))
@@ -134,14 +134,14 @@ impl SqliteStore {
             Some(State::Running { token: holder, .. } | State::Unknown { token: holder })
                 if holder == token =>
             {
-                Ok((seal, now))
+                Ok(())
             }
             _ => Err(CompleteError::NotHeld),
         }
     }
 
-    /// The seal of the database of this transaction, if it is the store's.
-    fn seal(&self, transaction: &Transaction<'_>) -> Result<Seal, CompleteError> {
+    /// The seal of the database of this transaction, if it is the store's, and the moment it is now.
+    fn seal(&self, transaction: &Transaction<'_>) -> Result<(Seal, Moment), CompleteError> {
         // Each statement would be a transaction of its own, and what was read for one of them old at the next.
         if transaction.is_autocommit() {
             return Err(CompleteError::Ended);
@@ -154,6 +154,7 @@ impl SqliteStore {
         if seal.epoch != self.inner.shared.epoch {
             return Err(CompleteError::OtherDatabase);
         }
-        Ok(seal)
+        let now = self.inner.shared.clock().now(seal.moment);
+        Ok((seal, now))
     }
 }

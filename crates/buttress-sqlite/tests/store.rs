@@ -341,9 +341,11 @@ async fn a_moment_at_which_somebody_only_looked_is_not_forgotten_by_a_restart() 
     let path = folder.path().join("x.db");
     let (store, time) = Time::of(SqliteStore::open(&path).unwrap());
     win(&store, &key("a"), Token(1)).await;
+    win(&store, &key("b"), Token(1)).await;
+    accept(&store, &key("b"), complete(Token(1), "made")).await;
     time.pass(LEASE + MS);
-    let late = store.step(&key("a"), claim(Token(2))).await.unwrap();
-    assert_eq!(late, Answer::Unknown);
+    let again = store.step(&key("b"), claim(Token(2))).await.unwrap();
+    assert_eq!(again, Answer::Done(completion("made")));
     drop(store);
     // The clock of this one is behind that.
     let (store, _) = Time::of(SqliteStore::open(&path).unwrap());

@@ -13,7 +13,7 @@ use std::{
 use buttress_core::BoxError;
 use buttress_idempotency::{
     Global, IdempotencyLayer, Lease, RequestBody, Store,
-    record::{Answer, Claim, HeadPrint, Op, RecordKey, State, Token},
+    record::{Answer, Claim, HeadPrint, Moment, Op, RecordKey, State, Token},
 };
 use buttress_sqlite::{
     CompleteError, OpenError, SqliteStore,
@@ -288,12 +288,15 @@ async fn an_effect_that_fails_is_rolled_back_and_may_be_tried_again() {
 #[tokio::test]
 async fn an_effect_of_who_holds_nothing_any_more_is_not_even_tried() {
     let (answers, effects) = ask_twice(|store, connection, lease| {
+        let mut tried = 0;
         let twice = [(); 2].map(|()| {
             store.complete_with(connection, lease, |transaction| {
+                tried += 1;
                 effect(transaction);
                 Ok::<_, BoxError>(Response::new("paid".into()))
             })
         });
+        assert_eq!(tried, 1);
         let [first, second] = twice;
         let error = second.unwrap_err();
         assert!(matches!(error.downcast_ref(), Some(CompleteError::NotHeld)));
@@ -302,6 +305,45 @@ async fn an_effect_of_who_holds_nothing_any_more_is_not_even_tried() {
     .await;
     let paid = |replayed| (200, "paid".to_owned(), replayed);
     assert_eq!((answers, effects), (vec![paid(false), paid(true)], 1));
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn an_effect_whose_lease_is_over_is_not_even_tried() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        // Time stands still after this, and the second lease is good.
+        let store = store.clone().clock(|| Moment(1 << 60));
+        let mut tried = false;
+        let paid = store.complete_with(connection, lease, |transaction| {
+            tried = true;
+            effect(transaction);
+            Ok::<_, BoxError>(Response::new("paid".into()))
+        });
+        assert_eq!(tried, paid.is_ok());
+        paid
+    })
+    .await;
+    let late = (0, CompleteError::NotHeld.to_string(), false);
+    let paid = (200, "paid".to_owned(), false);
+    assert_eq!((answers, effects), (vec![late, paid], 1));
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn an_effect_whose_request_another_has_claimed_is_not_even_tried() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        let store = store.clone().clock(|| Moment(1 << 60));
+        let other = || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().build().unwrap();
+            runtime.block_on(win(&store, lease.key(), Token(9)))
+        };
+        thread::scope(|scope| scope.spawn(other).join().unwrap());
+        store.complete_with(connection, lease, |_| panic!("it is tried"))
+    })
+    .await;
+    let late = (0, CompleteError::NotHeld.to_string(), false);
+    assert_eq!((&answers[0], effects), (&late, 0));
 }
 
 // promise: ID-21
