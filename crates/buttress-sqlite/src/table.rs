@@ -189,7 +189,7 @@ pub(crate) fn step(
         return Ok(Err(full));
     }
     if let Answer::Won { fence } = answer {
-        seal.fence = seal.fence.max(fence);
+        seal.fence = fence;
     }
     match after {
         Some(after) => put(db, seal, key, before.as_ref(), &after),

@@ -262,14 +262,17 @@ async fn a_row_that_does_not_say_what_its_record_says_is_damaged() {
     let path = folder.path().join("x.db");
     let store = SqliteStore::open(&path).unwrap();
     win(&store, &key("a"), token(1)).await;
-    // As if it had expired: it must not be purged.
-    let spoil = "UPDATE buttress_records SET expires_at = 1";
-    Connection::open(&path).unwrap().execute(spoil, ()).unwrap();
-    let damaged = Some(StoreErrorKind::Damaged);
-    assert_eq!(support::kind(store.get(&key("a")).await), damaged);
-    assert_eq!(support::kind(store.purge_expired(9).await), damaged);
-    let claimed = store.step(&key("a"), claim(token(2))).await;
-    assert_eq!(support::kind(claimed), damaged);
+    // As if it had expired: it must not be purged. And in a state that there is not.
+    for spoil in ["expires_at = 1", "state = 'gone'"] {
+        let spoil = format!("UPDATE buttress_records SET {spoil}");
+        let db = Connection::open(&path).unwrap();
+        db.execute(&spoil, ()).unwrap();
+        let damaged = Some(StoreErrorKind::Damaged);
+        assert_eq!(support::kind(store.get(&key("a")).await), damaged);
+        assert_eq!(support::kind(store.purge_expired(9).await), damaged);
+        let claimed = store.step(&key("a"), claim(token(2))).await;
+        assert_eq!(support::kind(claimed), damaged);
+    }
 }
 
 // promise: ID-19

@@ -685,6 +685,29 @@ async fn those_that_are_open_are_listed_in_order() {
     assert_eq!(listed, expected);
 }
 
+// promise: ID-27
+#[tokio::test]
+async fn what_has_lapsed_is_listed_as_unknown_if_it_was_armed_and_else_not_at_all() {
+    let folder = folder();
+    let path = folder.path().join("x.db");
+    let (store, time) = Time::of(SqliteStore::open(path).unwrap());
+    win(&store, &key("armed"), Token(1)).await;
+    let unarmed = store.step(&key("unarmed"), claim_as(Token(1), false)).await;
+    assert!(matches!(unarmed, Ok(Answer::Won { .. })), "{unarmed:?}");
+    win(&store, &key("given up"), Token(1)).await;
+    let token = Token(1);
+    accept(&store, &key("given up"), Op::Abandon { token }).await;
+    assert_eq!(store.list_open(None, 9).await.unwrap().len(), 3);
+    time.pass(LEASE + MS);
+    let open = store.list_open(None, 9).await.unwrap();
+    let mut expected = [key("armed"), key("given up")];
+    expected.sort();
+    let unknown = State::Unknown { token };
+    let expected = expected.each_ref().map(|key| (key, &unknown));
+    let open: Vec<_> = open.iter().map(|(key, it)| (key, &it.state)).collect();
+    assert_eq!(open, expected);
+}
+
 #[tokio::test]
 async fn it_shares_a_database_and_leaves_the_rest_alone() {
     let folder = folder();

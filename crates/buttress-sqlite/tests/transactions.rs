@@ -17,7 +17,7 @@ use buttress_idempotency::{
 };
 use buttress_sqlite::{
     CompleteError, OpenError, SqliteStore,
-    rusqlite::{Connection, Transaction, TransactionBehavior},
+    rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -301,6 +301,43 @@ async fn an_effect_of_who_holds_nothing_any_more_is_not_even_tried() {
         let error = second.unwrap_err();
         assert!(matches!(error.downcast_ref(), Some(CompleteError::NotHeld)));
         first
+    })
+    .await;
+    let paid = |replayed| (200, "paid".to_owned(), replayed);
+    assert_eq!((answers, effects), (vec![paid(false), paid(true)], 1));
+}
+
+// promise: ID-16
+#[tokio::test]
+async fn a_completion_by_a_clock_that_is_behind_does_not_set_the_time_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, mut connection) = open(&folder);
+    let (store, time) = Time::of(store);
+    win(&store, &key("a"), Token(1)).await;
+    win(&store, &key("b"), Token(1)).await;
+    time.pass(LEASE + MS);
+    win(&store, &key("c"), Token(1)).await;
+    drop(store);
+    let behind = || Time::of(open(&folder).0).0;
+    pay(&behind(), &mut connection, &key("a"), Token(1)).unwrap();
+    let late = behind().step(&key("b"), claim(Token(2))).await;
+    assert_eq!(late.unwrap(), Answer::Unknown);
+}
+
+// promise: ID-21
+#[tokio::test]
+async fn nobody_else_writes_while_an_effect_is_at_work() {
+    let (answers, effects) = ask_twice(|store, connection, lease| {
+        let other = store.connect()?;
+        other.busy_timeout(Duration::ZERO)?;
+        store.complete_with(connection, lease, |transaction| {
+            // Though it has not written itself so far.
+            let busy = other.execute_batch("BEGIN IMMEDIATE").unwrap_err();
+            let busy = busy.sqlite_error_code();
+            assert_eq!(busy, Some(ErrorCode::DatabaseBusy));
+            effect(transaction);
+            Ok::<_, BoxError>(Response::new("paid".into()))
+        })
     })
     .await;
     let paid = |replayed| (200, "paid".to_owned(), replayed);
