@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::resume_unwind,
     pin::Pin,
     sync::{Arc, LazyLock, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -63,6 +64,8 @@ struct Read {
     copied: Copied,
     length: u64,
     whole: bool,
+    /// Has it broken off?
+    failed: bool,
 }
 
 impl Reading {
@@ -73,6 +76,7 @@ impl Reading {
             copied: Copied::new(json),
             length: 0,
             whole: false,
+            failed: false,
         })))
     }
 
@@ -85,6 +89,12 @@ impl Reading {
             length: read.length,
             whole: read.whole,
         }
+    }
+
+    /// Has the body broken off before its end?
+    pub(crate) fn failed(&self) -> bool {
+        let read = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        read.failed
     }
 
     fn update(&self, change: impl FnOnce(&mut Read)) {
@@ -142,7 +152,8 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
                     read.copied.add(data);
                     read.length += data.len() as u64;
                 }
-                read.whole = ended && !failed;
+                read.failed |= failed;
+                read.whole = ended && !read.failed;
             });
         }
         Poll::Ready(frame)
@@ -234,6 +245,8 @@ enum Source<B: Body> {
 pub(crate) enum Piece<B: Body> {
     Frame(Result<Frame<Bytes>, B::Error>),
     Rest(Pin<Box<B>>),
+    /// It has panicked.
+    Broken,
 }
 
 impl<B: Body> ResponseBody<B> {
@@ -294,6 +307,8 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
                 source.set(Source::Rest(body));
                 frame
             }
+            // It is not at its end, which is what a client would take silence for. The panic has been reported where it was.
+            Some(Piece::Broken) => resume_unwind(Box::new("the body of the response has panicked")),
             None => Poll::Ready(None),
         }
     }

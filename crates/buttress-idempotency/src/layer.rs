@@ -88,7 +88,7 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.methods = methods.into_iter().collect())
     }
 
-    /// Remembers a request for this time after it was done; by default 24 hours. For payments take 72: a bug that is found on
+    /// Remembers a request for this time after it was done, or its outcome has become unknown; by default 24 hours. For payments take 72: a bug that is found on
     /// a Friday is mended on a Monday.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
@@ -102,6 +102,9 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
     }
 
     /// Lets a run take this time at most before its outcome counts as unknown; by default 10 minutes. It is not stopped.
+    ///
+    /// One that has answered, and whose body still comes then, is done: it is replayed without its body, which goes on to its
+    /// client alone.
     #[must_use]
     pub fn ceiling(self, ceiling: Duration) -> Self {
         self.change(|settings| settings.ceiling = ceiling)
@@ -186,8 +189,9 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.store_timeout = timeout)
     }
 
-    /// Runs requests without protection while the store is down, and says so in their responses, with
-    /// `Idempotency-Unprotected`; by default they are answered with 503.
+    /// Runs requests without protection while the store is down or full, and says so in their responses, with
+    /// `Idempotency-Unprotected`; by default they are answered with 503. A record that is
+    /// damaged may be that of the request itself: it is 503 all the same.
     #[must_use]
     pub fn fail_open(self) -> Self {
         self.change(|settings| settings.fail_open = true)

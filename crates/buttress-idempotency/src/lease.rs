@@ -1,6 +1,12 @@
 //! What a handler holds while it runs: its key, until it has answered.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::Response;
@@ -21,6 +27,7 @@ pub struct Lease(Arc<dyn Held>);
 /// What it is a lease of, whatever the store is.
 trait Held: Send + Sync {
     fn arm(&self) -> Armed;
+    fn has_armed(&self) -> bool;
     fn key(&self) -> &RecordKey;
     fn token(&self) -> Token;
     fn fence(&self) -> u64;
@@ -36,10 +43,13 @@ pub(crate) struct Claim<T> {
     pub(crate) token: Token,
     pub(crate) fence: u64,
     pub(crate) reading: Reading,
+    /// Is it there, the handler has said that it is armed, or has tried to.
+    pub(crate) said: OnceLock<()>,
 }
 
 impl<T: Store> Held for Claim<T> {
     fn arm(&self) -> Armed {
+        self.said.get_or_init(|| ());
         let (shared, key, token) = (self.shared.clone(), self.key.clone(), self.token);
         Box::pin(async move {
             match shared.step(&key, Op::Arm { token }).await {
@@ -48,6 +58,10 @@ impl<T: Store> Held for Claim<T> {
                 Err(error) => Err(LeaseError::Store(error)),
             }
         })
+    }
+
+    fn has_armed(&self) -> bool {
+        self.said.get().is_some()
     }
 
     fn key(&self) -> &RecordKey {
@@ -90,6 +104,11 @@ impl Lease {
     /// outcome is unknown. Dropped before its end, it may have been said or not.
     pub async fn arm(&self) -> Result<(), LeaseError> {
         self.0.arm().await
+    }
+
+    /// Has the handler armed it, or tried to?
+    pub(crate) fn has_armed(&self) -> bool {
+        self.0.has_armed()
     }
 
     /// The record that is held.

@@ -49,6 +49,8 @@
 //! | has been answered | the same answer, with `Idempotency-Replayed: true` |
 //! | was another request | 422 `idempotency-key-reused` |
 //! | was refused by a layer below, or answered with 408, 425 or 429 | a run of its own |
+//! | has broken off before its body was there, and was answered with another 4xx for it | a run of its own |
+//! | was answered with 101, and has the connection for itself | 409 `idempotency-outcome-unknown` |
 //! | was cut off, panicked, or was not heard of for a lease | 409 `idempotency-outcome-unknown`, until somebody [says](Handle::settle) or [knows](IdempotencyLayer::recover) what came of it; or it is [run again](Lapse::Rerun) |
 //!
 //! Without a key where one is [required](IdempotencyLayer::required), or with one that is none, it is 400; without anybody
@@ -86,7 +88,8 @@
 //!
 //! Those of the service below, as they are. What the layer itself refuses is a response. It takes an error for a refusal, by
 //! which nothing was done, if it is a [`Rejected`](buttress_core::Rejected) or a box with one inside; of any other the
-//! outcome is unknown.
+//! outcome is unknown. A handler that has called [`Lease::arm`] was not refused by anybody: one that asks others through a
+//! breaker of its own, and passes on what that says, has to call it, or to answer with a response.
 //!
 //! # Cancellation
 //!
@@ -94,9 +97,7 @@
 //! answer is kept; so is what is left of a body that is streamed. [`Handle::drain`] waits for both when a server ends. A
 //! future that is kept and not polled any more is a run of which nothing is heard: when its lease is over, its outcome is
 //! unknown. A request without a key is dropped as without this layer, and so is one that [waits](IdempotencyLayer::wait) for
-//! another. A panic of the handler is passed on to whoever waits for the answer.
-//!
-//! A request with a key needs a runtime of tokio: without one, the call panics.
+//! another. A panic of the handler, or of the body of its response, is passed on to whoever waits for the answer or reads it.
 //!
 //! # Order in a stack
 //!

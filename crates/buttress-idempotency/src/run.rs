@@ -5,8 +5,9 @@ use std::{
     future::{Future, poll_fn},
     mem,
     pin::{Pin, pin},
-    sync::{Arc, LazyLock},
-    task::Poll,
+    sync::{Arc, LazyLock, OnceLock},
+    task::{Context, Poll, ready},
+    thread,
     time::Duration,
 };
 
@@ -128,8 +129,7 @@ where
                 head,
                 token,
                 lease: settings.lease,
-                // An outcome that is unknown is remembered at least as long as somebody may be at it.
-                ttl: settings.ttl.max(settings.ceiling),
+                ttl: settings.ttl_of_claim(),
                 armed: !settings.explicit_arm,
                 rerun: settings.lapse == Lapse::Rerun,
             });
@@ -170,9 +170,16 @@ where
                 }
                 Ok(Answer::Accepted | Answer::Refused) => Problem::Store(StoreErrorKind::Damaged),
                 Err(error) => {
-                    // It may have been claimed all the same, and nobody would be at it.
-                    undo(self.shared.clone(), self.key.clone(), Op::Release { token });
-                    if settings.fail_open && error.kind() != StoreErrorKind::ScopeFull {
+                    // A store that is down may have claimed it all the same, and nobody would be at it.
+                    if let StoreErrorKind::Unavailable | StoreErrorKind::TimedOut = error.kind() {
+                        undo(self.shared.clone(), self.key.clone(), Op::Release { token });
+                    }
+                    // A record that is damaged may be one of this request.
+                    let is_known = matches!(
+                        error.kind(),
+                        StoreErrorKind::ScopeFull | StoreErrorKind::Damaged
+                    );
+                    if settings.fail_open && !is_known {
                         return Step::Answer(self.run_unprotected().await);
                     }
                     Problem::Store(error.kind())
@@ -235,13 +242,15 @@ where
         let reading = Reading::new(shared.settings.json_limit(&parts.headers));
         let body = RequestBody::hashed(body, reading.clone());
         let mut request = Request::from_parts(parts, body);
-        request.extensions_mut().insert(Lease::of(lease::Claim {
+        let lease = Lease::of(lease::Claim {
             shared: shared.clone(),
             key: key.clone(),
             token,
             fence,
             reading: reading.clone(),
-        }));
+            said: OnceLock::new(),
+        });
+        request.extensions_mut().insert(lease.clone());
         let ready = self.ready;
         let work = pin!(async {
             if !ready && let Err(error) = poll_fn(|cx| service.poll_ready(cx)).await {
@@ -250,7 +259,15 @@ where
             }
             let start = clock::now();
             match service.call(request).await {
-                Ok(response) if shared.settings.is_kept(&response) => {
+                Ok(response) if response.status().is_informational() => {
+                    // The connection is not one for responses any more: nobody else can be given this one.
+                    claimed.abandon().await;
+                    Ok(response.map(ResponseBody::of_service))
+                }
+                Ok(response)
+                    if shared.settings.is_kept(&response, lease.has_armed())
+                        && !(reading.failed() && response.status().is_client_error()) =>
+                {
                     let keep = Keep {
                         claimed,
                         reading,
@@ -263,7 +280,7 @@ where
                     Ok(response.map(ResponseBody::of_service))
                 }
                 Err(error) => {
-                    if never_ran(&error) {
+                    if never_ran(&error) && !lease.has_armed() {
                         claimed.release().await;
                     } else {
                         claimed.abandon().await;
@@ -416,6 +433,46 @@ impl Kept {
     }
 }
 
+/// A body on its way to the client, which goes on by itself when it is cut off.
+struct Sent<RB: Body> {
+    /// Nothing at its end.
+    body: Option<Pin<Box<RB>>>,
+    pieces: mpsc::UnboundedSender<Piece<RB>>,
+}
+
+impl<RB: Body<Data = Bytes>> Sent<RB> {
+    /// Passes the next frame on and keeps it, and says whether there will be no more.
+    fn poll_next(&mut self, cx: &mut Context<'_>, kept: &mut Kept) -> Poll<bool> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(true);
+        };
+        let frame = ready!(body.as_mut().poll_frame(cx));
+        let ended = !matches!(frame, Some(Ok(_)));
+        if ended {
+            self.body = None;
+        }
+        if let Some(frame) = frame {
+            kept.add(&frame);
+            // Nobody may be there any more: then it is kept for when he comes again.
+            let _ = self.pieces.send(Piece::Frame(frame));
+        }
+        Poll::Ready(ended)
+    }
+}
+
+impl<RB: Body> Drop for Sent<RB> {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take() {
+            // Nobody may be there any more.
+            let _ = self.pieces.send(if thread::panicking() {
+                Piece::Broken
+            } else {
+                Piece::Rest(body)
+            });
+        }
+    }
+}
+
 impl<T: Store> Keep<T> {
     /// The response, and what is kept of it: at once if its body is there, and otherwise while it is sent.
     async fn keep<RB>(self, response: Response<RB>) -> Response<ResponseBody<RB>>
@@ -451,52 +508,41 @@ impl<T: Store> Keep<T> {
             self.complete(print, Some(body.clone())).await;
             return Response::from_parts(parts, ResponseBody::whole(body));
         }
-        let (frames, receiver) = mpsc::unbounded_channel();
+        let (pieces, receiver) = mpsc::unbounded_channel();
         for frame in first {
-            let _ = frames.send(Piece::Frame(frame));
+            let _ = pieces.send(Piece::Frame(frame));
         }
+        let body = (!ended).then_some(body);
+        let sent = Sent { body, pieces };
         let Claimed {
             shared, key, token, ..
         } = &self.claimed;
         let (shared, key, token) = (shared.clone(), key.clone(), *token);
         // Whoever reads it slowly, or not at all, does not hold it up.
         shared.clone().tasks.spawn(async move {
-            let rest = pin!(self.keep_rest(body, kept, ended, print, frames));
+            let rest = pin!(self.keep_rest(sent, kept, print));
             let heartbeat = pin!(shared.heartbeat(&key, token));
             shared.in_time(pin!(beside(rest, heartbeat))).await;
         });
         Response::from_parts(parts, ResponseBody::kept(receiver, hint))
     }
 
-    async fn keep_rest<RB>(
-        self,
-        mut body: Pin<Box<RB>>,
-        mut kept: Kept,
-        mut ended: bool,
-        print: StoredResponse,
-        frames: mpsc::UnboundedSender<Piece<RB>>,
-    ) where
+    async fn keep_rest<RB>(self, mut sent: Sent<RB>, mut kept: Kept, print: StoredResponse)
+    where
         RB: Body<Data = Bytes>,
     {
-        while kept.fits && !ended {
-            match poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-                None => ended = true,
-                Some(frame) => {
-                    kept.add(&frame);
-                    ended = frame.is_err();
-                    // Nobody may be there any more: then it is kept for when he comes again.
-                    let _ = frames.send(Piece::Frame(frame));
-                }
-            }
-        }
-        if kept.fits {
-            // The end comes when the record is complete.
+        let rest =
+            async { while kept.fits && !poll_fn(|cx| sent.poll_next(cx, &mut kept)).await {} };
+        // One that never ends is not kept: its key would be in use for ever.
+        let took = clock::now().saturating_duration_since(self.start);
+        let left = self.claimed.shared.settings.ceiling.saturating_sub(took);
+        let in_time = timeout(left, rest).await.is_ok();
+        if kept.fits && in_time {
             self.complete(print, Some(kept.whole())).await;
+            // The end comes when the record is complete.
+            drop(sent);
         } else {
-            if !ended {
-                let _ = frames.send(Piece::Rest(body));
-            }
-            drop(frames);
+            drop(sent);
             self.complete(print, None).await;
         }
     }

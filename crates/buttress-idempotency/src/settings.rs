@@ -68,7 +68,7 @@ impl Default for Settings {
 }
 
 /// Headers that belong to one response or one connection, or to the one who asked: never kept.
-const NEVER: &[HeaderName] = &[
+static NEVER: [HeaderName; 14] = [
     header::SET_COOKIE,
     header::AUTHORIZATION,
     header::PROXY_AUTHENTICATE,
@@ -79,6 +79,8 @@ const NEVER: &[HeaderName] = &[
     header::TE,
     header::TRAILER,
     header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
     header::DATE,
     header::CONTENT_LENGTH,
 ];
@@ -107,15 +109,23 @@ impl Settings {
         is_json.then_some(limit)
     }
 
-    /// Is a response kept? Not one that says that the handler did not run, or that it should be asked again.
-    pub(crate) fn is_kept<B>(&self, response: &Response<B>) -> bool {
+    /// How long a claim is remembered if nothing more is heard of it: an outcome that is unknown as long as one that is
+    /// known, from when nobody is at it any more. Its lease is renewed until the ceiling, and a bit behind it.
+    pub(crate) fn ttl_of_claim(&self) -> Duration {
+        let held = self.ceiling.saturating_add(self.lease.saturating_mul(2));
+        held.saturating_add(self.ttl)
+    }
+
+    /// Is a response kept? Not one that says that the handler did not run, or that it should be asked again. A handler that
+    /// was armed has run: what was refused is something that it has asked for itself.
+    pub(crate) fn is_kept<B>(&self, response: &Response<B>, armed: bool) -> bool {
         const AGAIN: &[StatusCode] = &[
             StatusCode::REQUEST_TIMEOUT,
             StatusCode::TOO_EARLY,
             StatusCode::TOO_MANY_REQUESTS,
         ];
         let status = response.status();
-        let refused = response.extensions().get::<Rejected>().is_some();
+        let refused = !armed && response.extensions().get::<Rejected>().is_some();
         let released = self.release_5xx && status.is_server_error();
         !(refused || released || AGAIN.contains(&status))
     }

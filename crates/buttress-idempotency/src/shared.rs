@@ -12,7 +12,7 @@ use std::{
 use buttress_core::clock;
 use http::HeaderValue;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,6 +28,13 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The shortest pause between two signs of life.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// How many claims that have failed are undone in the background at the same time. A store that is down for long would have to
+/// be asked for all that came meanwhile, and again and again.
+const UNDONE: usize = 256;
+
 #[derive(Debug)]
 pub(crate) struct Shared<T> {
     pub(crate) store: T,
@@ -37,6 +44,8 @@ pub(crate) struct Shared<T> {
     pub(crate) tasks: TaskTracker,
     /// Tells them that there is no more time.
     pub(crate) cut: CancellationToken,
+    /// How many more claims may be undone.
+    undone: Arc<Semaphore>,
     /// The runs of this process: whoever waits for one hears what came of it.
     flights: Mutex<HashMap<RecordKey, Flight>>,
 }
@@ -57,6 +66,7 @@ impl<T: Store> Shared<T> {
             counters: Counters::default(),
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
+            undone: Arc::new(Semaphore::new(UNDONE)),
             flights: Mutex::default(),
         }
     }
@@ -102,12 +112,18 @@ impl<T: Store> Shared<T> {
 
     /// Does this, unless there is no more time.
     pub(crate) async fn in_time<O>(&self, work: impl Future<Output = O>) -> Option<O> {
-        tokio::select! {
-            // Most work is done at once.
-            biased;
-            done = work => Some(done),
-            () = self.cut.cancelled() => None,
-        }
+        let (mut work, mut cut) = (pin!(work), pin!(self.cut.cancelled()));
+        poll_fn(|cx| {
+            // Nothing is begun then.
+            if self.cut.is_cancelled() {
+                return Poll::Ready(None);
+            }
+            match work.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending => cut.as_mut().poll(cx).map(|()| None),
+            }
+        })
+        .await
     }
 
     /// Says from time to time that somebody is at it, for as long as that may take.
@@ -115,7 +131,8 @@ impl<T: Store> Shared<T> {
         let Settings { lease, ceiling, .. } = self.settings;
         let until = clock::now() + ceiling;
         while clock::now() < until {
-            sleep(lease / 3).await;
+            // Without a lease too it has a pause.
+            sleep((lease / 3).max(SHORTEST_PAUSE)).await;
             if let Ok(Answer::Refused) = self.step(key, Op::Heartbeat { token, lease }).await {
                 return;
             }
@@ -202,16 +219,18 @@ impl<T: Store> Claimed<T> {
 
     /// It returns when the record says so, or, if the store cannot for now, at once: then it says so later.
     async fn give_up(mut self, op: Op, event: Event) {
+        let failed = self.shared.step(&self.key, op.clone()).await.is_err();
         self.ended = true;
         self.shared.emit(&event);
-        if self.shared.step(&self.key, op.clone()).await.is_err() {
-            undo(self.shared.clone(), self.key.clone(), op);
+        if failed {
+            self.shared.clone().tasks.spawn(async move {
+                self.shared.step_at_last(&self.key, op).await;
+            });
         }
     }
 
     /// It is done, and took so long. It returns as [`give_up`](Self::give_up) does.
     pub(crate) async fn complete(mut self, mut completion: Completion, took: Duration) {
-        self.ended = true;
         let (token, ttl) = (self.token, self.shared.settings.ttl);
         let op = |completion| Op::Complete {
             token,
@@ -222,7 +241,9 @@ impl<T: Store> Claimed<T> {
             took,
             omitted: completion.response.body.is_none(),
         };
-        match self.shared.step(&self.key, op(completion.clone())).await {
+        let first = self.shared.step(&self.key, op(completion.clone())).await;
+        self.ended = true;
+        match first {
             Ok(Answer::Refused) => self.shared.emit(&Event::Superseded),
             Ok(answer) => {
                 // The handler may have completed it himself.
@@ -245,8 +266,11 @@ impl<T: Store> Claimed<T> {
                 let (op, completed) = (op(completion.clone()), completed(&completion));
                 self.shared.clone().tasks.spawn(async move {
                     let answer = self.shared.step_at_last(&self.key, op).await;
-                    let event = answer.map_or(Event::Abandoned, |_| completed);
-                    self.shared.emit(&event);
+                    self.shared.emit(&match answer {
+                        Some(Answer::Refused) => Event::Superseded,
+                        Some(_) => completed,
+                        None => Event::Abandoned,
+                    });
                 });
             }
         }
@@ -267,13 +291,16 @@ impl<T: Store> Drop for Claimed<T> {
     }
 }
 
-/// Tells the store in the background; without a runtime, the lease tells it.
+/// Tells the store in the background. Without a runtime, or where there is too much to tell, the lease tells it.
 pub(crate) fn undo<T: Store>(shared: Arc<Shared<T>>, key: RecordKey, op: Op) {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+    let runtime = tokio::runtime::Handle::try_current();
+    let undone = shared.undone.clone().try_acquire_owned();
+    if let (Ok(runtime), Ok(undone)) = (runtime, undone) {
         let tasks = shared.tasks.clone();
         tasks.spawn_on(
             async move {
                 shared.step_at_last(&key, op).await;
+                drop(undone);
             },
             &runtime,
         );

@@ -16,6 +16,9 @@ use crate::record::{Answer, Op, Record, RecordKey};
 ///
 /// A record is kept until it expires, and as long as somebody is at it: its lease is a field of it, and is never its time to
 /// live. A record that is damaged is an error, and never none.
+///
+/// An operation that is given up, since it took too long, may be done or not. It must not be done after another one that is
+/// asked for later: a claim that comes behind its own release would hold a key that nobody is at.
 pub trait Store: Send + Sync + 'static {
     /// Does one operation on one record.
     fn step(

@@ -44,6 +44,8 @@ pub enum Mood {
     Half,
     /// It has no room for the body of an answer.
     Full,
+    /// What it has of the record cannot be read.
+    Damaged,
 }
 
 /// A store in memory, which counts what it is asked.
@@ -140,6 +142,7 @@ impl Store for Records {
             }
             Mood::Hangs => return pending().await,
             Mood::Dawdles => dawdle().await,
+            Mood::Damaged => return Err(StoreError::new(StoreErrorKind::Damaged)),
             Mood::Deaf if is_late => return failed(),
             _ => {}
         }
