@@ -91,6 +91,10 @@
 //! outcome is unknown. A handler that has called [`Lease::arm`] was not refused by anybody: one that asks others through a
 //! breaker of its own, and passes on what that says, has to call it, or to answer with a response.
 //!
+//! # Panics
+//!
+//! When a request with a key comes outside of a runtime of tokio.
+//!
 //! # Cancellation
 //!
 //! A request with a key is run by whoever polls its future. When that is dropped, it goes on in a task of tokio, and its
@@ -102,7 +106,8 @@
 //! # Order in a stack
 //!
 //! Below what answers refusals (`AnswerLayer`) and what says who asks, above limits and breakers: what those refuse frees the
-//! key. On a client above retries, so that all attempts carry the same key.
+//! key. Above what takes a part of the path away, as axum's `nest` does for the layers of what it nests: a key belongs to the
+//! path that this layer sees. On a client above retries, so that all attempts carry the same key.
 //!
 //! # Promises
 //!

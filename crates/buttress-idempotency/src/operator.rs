@@ -344,7 +344,11 @@ impl Query {
             ..Self::default()
         };
         let query = parts.uri.query().unwrap_or_default();
+        let mut names = Vec::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            if names.contains(&name) {
+                return Err(Fault::Query("A parameter is there twice."));
+            }
             match &*name {
                 "scope" => read.scope = Some(value.into()),
                 "hash" => read.hash = hash(&value)?,
@@ -362,6 +366,7 @@ impl Query {
                 // What is ignored may have been meant to leave something out.
                 _ => return Err(Fault::Query("There is a parameter that is not known.")),
             }
+            names.push(name);
         }
         Ok(read)
     }

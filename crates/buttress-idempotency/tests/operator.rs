@@ -261,6 +261,8 @@ async fn nobody_else_is_told_anything_and_nonsense_is_refused() {
         "?after_hash=%00",
         "?after_scope=a",
         "?what=1",
+        "?limit=1&limit=1",
+        "?state=unknown&%73tate=running",
     ] {
         let path = format!("/records{query}");
         let (status, problem) = ask(&app, Method::GET, &path, "").await;
@@ -270,7 +272,8 @@ async fn nobody_else_is_told_anything_and_nonsense_is_refused() {
             "{query}"
         );
     }
-    for query in ["", "?scope=", &format!("?hash={hash}")] {
+    let twice = format!("?scope=&hash={hash}&scope=alice");
+    for query in ["", "?scope=", &format!("?hash={hash}"), &twice] {
         let (status, _) = ask(&app, Method::GET, &format!("/record{query}"), "").await;
         assert_eq!(status, 400, "{query}");
     }
