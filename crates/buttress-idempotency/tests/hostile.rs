@@ -2,12 +2,17 @@
 
 mod support;
 
-use std::{future::ready, time::Duration};
+use std::{
+    future::ready,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use buttress_core::{BoxError, Rejected};
 use buttress_idempotency::{
-    Global, IdempotencyLayer, Lapse, Lease, RequestBody,
-    record::{State, StoredResponse},
+    Global, IdempotencyLayer, Lapse, Lease, MemoryStore, RequestBody, Store,
+    record::{Op, State, StoredResponse},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -16,7 +21,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use support::*;
 use tokio::time::sleep;
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 const SHORT: Duration = Duration::from_millis(50);
 const SECOND: Duration = Duration::from_secs(1);
@@ -391,4 +396,279 @@ async fn no_setting_makes_it_hang_or_panic() {
             }
         }
     }
+}
+
+// promises: ID-1, ID-11
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_run_that_was_superseded_gets_the_answer_of_the_other() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let layers = [(); 2].map(|()| {
+        let layer = layer(&store).on_lapse(Lapse::Rerun);
+        layer.wait(Duration::from_mins(5))
+    });
+    let services = layers.map(|layer| layer.layer(service_fn(slow(&effects, 100 * SECOND))));
+    let ask = |place: usize| tokio::spawn(services[place].clone().oneshot(post("k", "apples")));
+    store.be(Mood::Deaf);
+    let first = ask(0);
+    sleep(SECOND).await;
+    let waits = ask(0);
+    // Nothing is heard of the first for a lease, and another process runs it again.
+    sleep(30 * SECOND).await;
+    let second = ask(1);
+    sleep(SECOND).await;
+    store.be(Mood::Well);
+    let answer = async |call: tokio::task::JoinHandle<Result<Response<_>, _>>| {
+        read(call.await.unwrap().unwrap()).await.1
+    };
+    assert_eq!(answer(first).await, "run 1 of 6 bytes");
+    assert_eq!(answer(second).await, "run 2 of 6 bytes");
+    assert_eq!(answer(waits).await, "run 2 of 6 bytes");
+    assert_eq!(effects.begun(), 2);
+}
+
+// promises: ID-1, ID-11
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_superseded_is_not_in_the_way_of_the_other() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let layer = layer(&store).on_lapse(Lapse::Rerun);
+    let layer = layer.wait(Duration::from_mins(5));
+    let service = layer.layer(service_fn(slow(&effects, 100 * SECOND)));
+    let ask = || tokio::spawn(service.clone().oneshot(post("k", "apples")));
+    store.be(Mood::Deaf);
+    let first = ask();
+    sleep(31 * SECOND).await;
+    first.abort();
+    let second = ask();
+    sleep(SECOND).await;
+    store.be(Mood::Well);
+    // The first one's heartbeat is refused. From then on only the second one's come.
+    sleep(18 * SECOND).await;
+    let asked = store.asked();
+    sleep(40 * SECOND).await;
+    assert_eq!(store.asked() - asked, 4);
+    // It ends, and whoever comes then hears of the second by it, and asks no store for it again and again.
+    sleep(15 * SECOND).await;
+    assert_eq!(effects.ended(), 1);
+    let asked = store.asked();
+    let waits = ask();
+    for call in [second, waits] {
+        let answer = read(call.await.unwrap().unwrap()).await.1;
+        assert_eq!(answer, "run 2 of 6 bytes");
+    }
+    let asked = store.asked() - asked;
+    assert!(asked <= 5, "a claim, a completion and heartbeats: {asked}");
+    assert_eq!(effects.begun(), 2);
+}
+
+// promises: ID-1, ID-21
+#[tokio::test(start_paused = true)]
+async fn who_waits_gets_what_the_handler_has_completed_by_itself() {
+    let store = Records::new();
+    let own = store.clone();
+    let handler = move |request: Request<RequestBody<Body>>| {
+        let own = own.clone();
+        async move {
+            let lease = request.extensions().get::<Lease>().unwrap().clone();
+            request.into_body().collect().await?;
+            sleep(SECOND).await;
+            let completion = lease.completion(&Response::new("kept".into()));
+            let complete = Op::Complete {
+                token: lease.token(),
+                completion,
+                ttl: lease.ttl(),
+            };
+            own.step(lease.key(), complete).await?;
+            Ok::<_, BoxError>(Response::new(body("another")))
+        }
+    };
+    // It is as large as it may be.
+    let layer = layer(&store).wait(2 * SECOND).max_response("kept".len());
+    let service = layer.layer(service_fn(handler));
+    let ask = || tokio::spawn(service.clone().oneshot(post("k", "apples")));
+    let (first, waits) = (ask(), ask());
+    let first = read(first.await.unwrap().unwrap()).await.1;
+    let waits = read(waits.await.unwrap().unwrap()).await.1;
+    assert_eq!((&*first, &*waits), ("another", "kept"));
+    // Two claims and two completions: one who waits is told as many are.
+    assert_eq!(store.asked(), 4);
+}
+
+// promise: ID-20
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_comes_back_is_given_up_in_the_end() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let layer = layer(&store);
+    let service = layer.layer(service_fn(slow(&effects, SHORT)));
+    store.be(Mood::Half);
+    let ask = service.clone().oneshot(post("k", "apples"));
+    assert_eq!(ask.await.unwrap().status(), 201);
+    store.be(Mood::Fails);
+    let ask = service.oneshot(post("j", "apples"));
+    assert_eq!(ask.await.unwrap().status(), 503);
+    sleep(Duration::from_mins(11)).await;
+    let asked = store.asked();
+    sleep(Duration::from_hours(1)).await;
+    assert_eq!(store.asked(), asked);
+    assert!(layer.handle().drain(Duration::ZERO).await);
+    let counts = layer.handle().counts();
+    assert_eq!((counts.completed, counts.abandoned), (0, 1));
+}
+
+/// It is ready when it was polled, as long as there is something left of it, and refuses the first call after a second.
+struct Picky {
+    left: Arc<Mutex<usize>>,
+    ready: bool,
+}
+
+impl Clone for Picky {
+    fn clone(&self) -> Self {
+        let left = self.left.clone();
+        Self { left, ready: false }
+    }
+}
+
+impl Service<Request<RequestBody<Body>>> for Picky {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Handler;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let mut left = self.left.lock().unwrap();
+        if *left == 0 {
+            return Poll::Ready(Err("nothing is left".into()));
+        }
+        *left -= usize::from(!self.ready);
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<RequestBody<Body>>) -> Handler {
+        assert!(std::mem::take(&mut self.ready), "it was not polled");
+        let refuses = request.headers().contains_key("x-first");
+        Box::pin(async move {
+            sleep(SECOND).await;
+            if refuses {
+                return Err(Rejected::new("limit", "busy").into());
+            }
+            Ok(Response::new(body("done")))
+        })
+    }
+}
+
+// promises: ID-1, ID-14
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_and_runs_it_himself_asks_whether_the_service_is_ready() {
+    // The first and the one who waits; and one more for the run of the latter, or not.
+    for (left, is_done) in [(3, true), (2, false)] {
+        let store = Records::new();
+        let picky = Picky {
+            left: Arc::new(Mutex::new(left)),
+            ready: false,
+        };
+        let service = layer(&store).wait(5 * SECOND).layer(picky);
+        let mut request = post("k", "apples");
+        let first = request.headers_mut();
+        first.insert("x-first", "1".parse().unwrap());
+        let refused = tokio::spawn(service.clone().oneshot(request));
+        sleep(SHORT).await;
+        let answer = service.oneshot(post("k", "apples")).await;
+        assert!(refused.await.unwrap().is_err());
+        assert_eq!(answer.is_ok(), is_done);
+        assert_eq!(store.len(), usize::from(is_done), "its key is free if not");
+    }
+}
+
+// promise: ID-4
+#[tokio::test(start_paused = true)]
+async fn who_has_read_a_body_to_its_end_and_asks_again_has_it_again() {
+    let store = Records::new();
+    let handler = |_: Request<RequestBody<Body>>| {
+        let frames = ["one ", "two "].into_iter();
+        ready(Ok::<_, BoxError>(Response::new(each(SHORT, frames))))
+    };
+    let service = layer(&store).layer(service_fn(handler));
+    let ask = || service.clone().oneshot(post("k", "apples"));
+    store.be(Mood::Slow);
+    for _ in 0..2 {
+        assert_eq!(read(ask().await.unwrap()).await.1, "one two ");
+    }
+}
+
+// promise: ID-8
+#[tokio::test(start_paused = true)]
+async fn what_is_of_the_path_is_not_of_the_query() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let service = layer(&store).layer(service_fn(slow(&effects, SHORT)));
+    let ask = |uri: &str| {
+        let mut request = post("k", "apples");
+        *request.uri_mut() = uri.parse().unwrap();
+        service.clone().oneshot(request)
+    };
+    assert_eq!(ask("/ab?c=d").await.unwrap().status(), 201);
+    for uri in ["/a?bc=d", "/abc=d", "/abc?=d", "/?abc=d"] {
+        assert_eq!(ask(uri).await.unwrap().status(), 422, "{uri}");
+    }
+    assert_eq!(effects.begun(), 1);
+}
+
+// promise: ID-14
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_is_in_no_box_frees_the_key_too() {
+    let store = Records::new();
+    let refuse = async |_: Request<RequestBody<Body>>| {
+        Err::<Response<Body>, _>(Rejected::new("breaker", "open"))
+    };
+    let service = layer(&store).layer(service_fn(refuse));
+    let refused = service.oneshot(post("k", "apples")).await.unwrap_err();
+    assert!(refused.to_string().contains("breaker"), "{refused}");
+    assert_eq!(store.len(), 0);
+}
+
+// promise: ID-9
+#[tokio::test(start_paused = true)]
+async fn a_body_that_shows_its_end_was_read_to_it() {
+    // The handler asks for no frame of an empty body, and for no second one of a body that has one.
+    for (first, frames) in [("", 0), ("apples", 1)] {
+        let (store, effects) = (Records::new(), Effects::default());
+        let counted = effects.clone();
+        let handler = move |request: Request<RequestBody<Body>>| {
+            counted.begin();
+            async move {
+                let mut read = request.into_body();
+                for _ in 0..frames {
+                    read.frame().await;
+                }
+                Ok::<_, BoxError>(Response::new(body("done")))
+            }
+        };
+        let service = layer(&store).layer(service_fn(handler));
+        let ask = |bytes| service.clone().oneshot(post("k", bytes));
+        assert_eq!(ask(first).await.unwrap().status(), 200);
+        assert_eq!(ask(first).await.unwrap().status(), 200);
+        assert_eq!(ask("apples and pears").await.unwrap().status(), 422);
+        assert_eq!(effects.begun(), 1);
+    }
+}
+
+// promises: ID-1, ID-23
+#[tokio::test(start_paused = true)]
+async fn who_is_told_to_come_again_is_told_to_wait_a_second_at_least() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let layer = layer(&store).lease(SECOND / 2);
+    let service = layer.layer(service_fn(slow(&effects, SECOND)));
+    let ask = || tokio::spawn(service.clone().oneshot(post("k", "apples")));
+    let first = ask();
+    sleep(SHORT).await;
+    let second = ask().await.unwrap().unwrap();
+    assert_eq!(second.status(), 409);
+    assert_eq!(second.headers()[header::RETRY_AFTER], "1");
+    first.await.unwrap().unwrap();
+    // Whose share is full is told no time: it is not known when there is room.
+    let store = MemoryStore::new().max_bytes_per_scope(0);
+    let layer = IdempotencyLayer::new(store, Global);
+    let service = layer.layer(service_fn(slow(&effects, SECOND)));
+    let refused = service.oneshot(post("k", "apples")).await.unwrap();
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers().get(header::RETRY_AFTER), None);
+    assert_eq!(effects.begun(), 1);
 }

@@ -44,6 +44,8 @@ pub enum Mood {
     Half,
     /// It has no room for the body of an answer.
     Full,
+    /// It takes a second for whatever ends a run.
+    Slow,
     /// What it has of the record cannot be read.
     Damaged,
 }
@@ -142,6 +144,7 @@ impl Store for Records {
             }
             Mood::Hangs => return pending().await,
             Mood::Dawdles => dawdle().await,
+            Mood::Slow if is_end => tokio::time::sleep(Duration::from_secs(1)).await,
             Mood::Damaged => return Err(StoreError::new(StoreErrorKind::Damaged)),
             Mood::Deaf if is_late => return failed(),
             _ => {}
