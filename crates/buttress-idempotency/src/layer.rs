@@ -88,8 +88,8 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.methods = methods.into_iter().collect())
     }
 
-    /// Remembers a request for this time after it was done, or its outcome has become unknown; by default 24 hours. For payments take 72: a bug that is found on
-    /// a Friday is mended on a Monday.
+    /// Remembers a request for this time after it was done, or its outcome has become unknown; by default 24 hours. For
+    /// payments take 72: a bug that is found on a Friday is mended on a Monday.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
         self.change(|settings| settings.ttl = ttl)
@@ -190,8 +190,8 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
     }
 
     /// Runs requests without protection while the store is down or full, and says so in their responses, with
-    /// `Idempotency-Unprotected`; by default they are answered with 503. A record that is
-    /// damaged may be that of the request itself: it is 503 all the same.
+    /// `Idempotency-Unprotected`; by default they are answered with 503. A record that is damaged may be that of the request
+    /// itself: it is 503 all the same.
     #[must_use]
     pub fn fail_open(self) -> Self {
         self.change(|settings| settings.fail_open = true)
