@@ -132,7 +132,7 @@ impl RateLimitLayer<One, OneToken, HttpDeadline> {
 impl<C, D> RateLimitLayer<One, C, D> {
     /// Limits the calls of each key by themselves, as this makes it of a request; by default all calls share one limit.
     ///
-    /// A key is known by its hash, which is seeded. See [`max_keys`](RateLimitLayer::max_keys) for how many there can be.
+    /// A key is anything with `Hash`, and with `Display` for the refusals. It is known by its hash, which is seeded. See [`max_keys`](RateLimitLayer::max_keys) for how many there can be.
     #[must_use]
     pub fn by_key<F>(self, key: F) -> RateLimitLayer<ByKey<F>, C, D> {
         let quota = SameQuota;
