@@ -16,8 +16,9 @@
 //! What the layers share is here in any case: how a call is judged ([`Verdict`], [`Classify`]), who refused it
 //! ([`Rejected`]), and the [`clock`].
 //!
-//! In which order they stand, and what every other order costs, is in [`docs::order`]. What a stack of them promises, with a
-//! number for each, is in [`promises`]; what a layer promises by itself is in its own crate.
+//! The module `guides`, which is there with `full`, has a page with a program for each thing that most people come for, and one
+//! on the order of layers and what every other order costs. What a stack of them promises, with a number for each, is in
+//! [`promises`]; what a layer promises by itself is in its own crate.
 
 pub use buttress_core::{
     Applied, BoxError, Classify, Deadline, Hint, Kind, LimitReport, Policies, QuotaPolicy,
@@ -39,14 +40,12 @@ pub use buttress_sqlite as sqlite;
 #[cfg(feature = "telemetry")]
 pub use buttress_telemetry as telemetry;
 
-/// Guides.
-pub mod docs {
-    #[doc = include_str!("../docs/order.md")]
-    pub mod order {}
-}
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
 
-#[cfg(doctest)]
+#[cfg(feature = "full")]
+pub mod guides;
+
+#[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
