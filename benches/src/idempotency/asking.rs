@@ -165,7 +165,10 @@ where
     RB: http_body::Body<Data = Bytes>,
 {
     let (head, body) = response.into_parts();
-    let body = body.collect().await.map(http_body_util::Collected::to_bytes);
+    let body = body
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes);
     let is_replay = head.headers.contains_key(REPLAYED);
     let is_right = turn == Turn::Without || body.is_ok_and(|body| body == ANSWER);
     head.status == StatusCode::CREATED && is_right && is_replay == (turn == Turn::Again)
