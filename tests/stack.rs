@@ -12,14 +12,16 @@ use std::{
     time::Duration,
 };
 
+use allocation_counter::measure;
 use buttress::{
-    BoxError, Rejected,
+    Applied, BoxError, Kind, Rejected, Verdict,
     breaker::{self, BreakerLayer, Event, ProbeResult, Reason, State},
     clock,
+    rate_limit::{Quota, RateLimitLayer},
     retry::{self, Backoff, Budget, ReplayBody, RetryLayer},
 };
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
@@ -562,4 +564,58 @@ async fn a_dead_host_does_not_hurt_a_healthy_one() -> Result {
     // One of the second call's retries, and each call after that.
     assert_eq!(sent.refused(), 9);
     Ok(())
+}
+
+/// How much is allocated by each of ten calls that do not wait, after one that warms up. Making a request is not counted.
+fn allocations<S, R>(mut service: S, request: impl Fn() -> R) -> Vec<u64>
+where
+    S: Service<R, Error = BoxError>,
+{
+    let mut call = || {
+        let request = request();
+        let measured = measure(|| {
+            let ready = service.ready().now_or_never().expect("it is ready");
+            let call = ready.expect("it is well").call(request);
+            let answer = call.now_or_never().expect("it does not wait");
+            assert!(answer.is_ok());
+        });
+        measured.count_total
+    };
+    call();
+    std::iter::repeat_with(call).take(10).collect()
+}
+
+// promises: BR-27, RL-25, RT-32
+#[tokio::test(start_paused = true)]
+async fn a_call_that_succeeds_at_first_allocates_no_more_than_the_copy_of_its_request() {
+    const PLENTY: Quota = Quota::per_second(NonZeroU32::new(1_000).unwrap());
+    const SECOND: Duration = Duration::from_secs(1);
+
+    let judge = |result: Result<&u64, &BoxError>| match result {
+        Ok(_) => Verdict::SUCCESS,
+        Err(_) => Verdict::new(Kind::Transient, Applied::Maybe),
+    };
+    let numbers = ServiceBuilder::new()
+        .layer(
+            RetryLayer::new(judge)
+                .deadline(SECOND)
+                .attempt_timeout(WAIT),
+        )
+        .layer(BreakerLayer::new(judge).patience(WAIT))
+        .layer(RateLimitLayer::new(PLENTY))
+        .service(service_fn(|number: u64| {
+            future::ready(Ok::<_, io::Error>(number))
+        }));
+    assert_eq!(allocations(numbers, || 7), [0; 10]);
+
+    let http = ServiceBuilder::new()
+        .layer(RetryLayer::http().deadline(SECOND).attempt_timeout(WAIT))
+        .layer(BreakerLayer::http().patience(WAIT))
+        .layer(RateLimitLayer::http(PLENTY))
+        .service(service_fn(|request: Request<ReplayBody<Full<Bytes>>>| {
+            drop(request);
+            future::ready(Ok::<_, io::Error>(Response::new(Full::<Bytes>::default())))
+        }));
+    let get = || request("http://a.example/").expect("a request");
+    assert_eq!(allocations(http, get), [1; 10]);
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use tower_service::Service;
 
+pub(crate) use self::asking::Asking;
+pub(crate) use self::floor::{Apart, Bucket};
 use self::keys::Keys;
 use crate::figures::Measure;
 use crate::harness::{Goal, Group, Kind, Row, call};
@@ -21,7 +23,7 @@ use crate::target::{
 };
 
 /// More than a core can make in a second, and less than the time of one in nanoseconds can count.
-const A_BILLION: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
+pub(crate) const A_BILLION: NonZeroU32 = NonZeroU32::new(1_000_000_000).expect("not zero");
 const ONE: NonZeroU32 = NonZeroU32::MIN;
 /// Longer than a run.
 const YEAR: Duration = Duration::from_hours(24 * 365);

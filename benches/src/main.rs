@@ -9,6 +9,7 @@ mod instructions;
 mod limit;
 mod report;
 mod retry;
+mod stack;
 mod target;
 
 use std::error::Error;
@@ -63,6 +64,7 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     let mut groups = retry::groups();
     groups.extend(breaker::groups());
     groups.extend(limit::groups());
+    groups.extend(stack::groups());
     groups.extend(idempotency::groups()?);
     if let (Some(path), Some(calls)) = (&options.only, options.calls) {
         return make_calls(&mut groups, path, calls);

@@ -7,7 +7,7 @@ mod peers;
 use tower::retry::Retry;
 
 use self::floor::{Copied, Counted, Resent};
-use self::peers::{Policy, RETRIES};
+pub(crate) use self::peers::{FIRST_DELAY, Policy, RETRIES, failed};
 use crate::harness::{Goal, Group, Kind, Row};
 use crate::target::{Client, NUMBER, Request, Target, row};
 

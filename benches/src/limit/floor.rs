@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use buttress::clock::Instant;
 use buttress::{BoxError, clock};
 use http::header::RETRY_AFTER;
 use http::{HeaderValue, StatusCode};
@@ -22,11 +23,16 @@ const YEAR_NANOS: u64 = YEAR.as_secs() * SECOND;
 
 /// A bucket of tokens as the moment at which it will be full again, for tokens that take whole nanoseconds.
 #[derive(Debug, Default)]
-struct Bucket(AtomicU64);
+pub(crate) struct Bucket(AtomicU64);
 
 impl Bucket {
     fn take(&self, token: u64, burst: u64) -> Result<(), Left> {
-        let now = clock::now().to_bits();
+        self.take_at(clock::now(), token, burst)
+    }
+
+    /// The same for who has looked at the clock himself.
+    pub(crate) fn take_at(&self, now: Instant, token: u64, burst: u64) -> Result<(), Left> {
+        let now = now.to_bits();
         let most = now + token * burst;
         let mut full = self.0.load(Ordering::Relaxed);
         loop {
@@ -45,10 +51,10 @@ impl Bucket {
     }
 }
 
-/// A bucket on a line of its own.
+/// What is on a line of its own, such as a bucket.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Apart(Bucket);
+pub(crate) struct Apart<T = Bucket>(pub(crate) T);
 
 /// A billion a second.
 pub(crate) fn granted<S, R>(
@@ -57,7 +63,7 @@ pub(crate) fn granted<S, R>(
 where
     S: Service<R, Error: Into<BoxError>, Future: Send> + Clone + Send,
 {
-    let bucket = Arc::new(Apart::default());
+    let bucket = Arc::new(Apart::<Bucket>::default());
     Asking::new(inner, move |_: &_| {
         bucket
             .0
@@ -123,7 +129,7 @@ fn hash(key: u64) -> u64 {
 
 /// The error: the time that is left.
 #[derive(Debug)]
-struct Left(Duration);
+pub(crate) struct Left(Duration);
 
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use crate::target::{Request, Response, Target, repeatable};
 
-const FIRST_DELAY: Duration = Duration::from_millis(50);
+pub(crate) const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(20);
 /// On top of the first send.
 pub(crate) const RETRIES: u32 = 2;
@@ -70,10 +70,10 @@ impl<D: Backoff> Policy<D> {
     }
 }
 
-impl<D: Backoff> tower::retry::Policy<u64, u64, io::Error> for Policy<D> {
+impl<D: Backoff, E> tower::retry::Policy<u64, u64, E> for Policy<D> {
     type Future = D::Future;
 
-    fn retry(&mut self, _: &mut u64, result: &mut io::Result<u64>) -> Option<D::Future> {
+    fn retry(&mut self, _: &mut u64, result: &mut Result<u64, E>) -> Option<D::Future> {
         self.judge(result.is_err())
     }
 
@@ -82,10 +82,10 @@ impl<D: Backoff> tower::retry::Policy<u64, u64, io::Error> for Policy<D> {
     }
 }
 
-impl<D: Backoff> tower::retry::Policy<Request, Response, io::Error> for Policy<D> {
+impl<D: Backoff, E> tower::retry::Policy<Request, Response, E> for Policy<D> {
     type Future = D::Future;
 
-    fn retry(&mut self, _: &mut Request, result: &mut io::Result<Response>) -> Option<D::Future> {
+    fn retry(&mut self, _: &mut Request, result: &mut Result<Response, E>) -> Option<D::Future> {
         self.judge(failed(result))
     }
 
@@ -178,7 +178,7 @@ fn delays(retries: u32) -> ExponentialBuilder {
         .with_max_times(retries as usize)
 }
 
-fn failed(result: &io::Result<Response>) -> bool {
+pub(crate) fn failed<E>(result: &Result<Response, E>) -> bool {
     result
         .as_ref()
         .map_or(true, |response| response.status().is_server_error())
