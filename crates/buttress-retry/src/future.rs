@@ -42,8 +42,40 @@ where
     state: State<S::Future, R::Draining>,
     /// Ends the state early, or is the whole of it.
     #[pin]
-    timer: Option<Sleep>,
+    timer: Timer,
     call: Call<S, C, R, R::Copy, R::Response>,
+}
+
+/// tokio's timer takes more to make than all else that a call needs which succeeds at once, so it is made when there is
+/// something to wait for.
+#[pin_project(project = TimerProj)]
+enum Timer {
+    /// It never fires.
+    Off,
+    /// It fires then, and nobody has waited for it.
+    Set(Instant),
+    Running(#[pin] Sleep),
+}
+
+impl Timer {
+    fn after(now: Instant, limit: Option<Duration>) -> Self {
+        limit.map_or(Self::Off, |limit| Self::Set(now + limit))
+    }
+
+    fn of(limit: Option<Duration>) -> Self {
+        limit.map_or(Self::Off, |limit| Self::Running(sleep(limit)))
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Set(at) = *self {
+            let left = at.saturating_duration_since(clock::now());
+            self.set(Self::Running(sleep(left)));
+        }
+        match self.project() {
+            TimerProj::Running(timer) => timer.poll(cx),
+            TimerProj::Off | TimerProj::Set(_) => Poll::Pending,
+        }
+    }
 }
 
 #[pin_project(project = StateProj)]
@@ -115,11 +147,9 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
     }
 
     /// The timer of the next attempt.
-    fn attempt_timer(&self) -> Option<Sleep> {
-        self.shared
-            .policy
-            .attempt_limit(self.progress.retries, self.time_left())
-            .map(sleep)
+    fn attempt_timer(&self) -> Timer {
+        let policy = &self.shared.policy;
+        Timer::of(policy.attempt_limit(self.progress.retries, self.time_left()))
     }
 
     fn backoff_left(&self) -> Option<Duration> {
@@ -128,10 +158,8 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
     }
 
     /// The timer of the backoff, if any of it is left.
-    fn backoff_timer(&self) -> Option<Sleep> {
-        self.backoff_left()
-            .filter(|left| !left.is_zero())
-            .map(sleep)
+    fn backoff_timer(&self) -> Timer {
+        Timer::of(self.backoff_left().filter(|left| !left.is_zero()))
     }
 
     /// How long a response may be read before it is given up.
@@ -416,20 +444,23 @@ where
         key: Option<u64>,
         again: Result<(S, R::Copy), Outcome>,
     ) -> Self {
-        let own = shared
-            .policy
-            .deadline
-            .map(|deadline| clock::now() + deadline);
+        let policy = &shared.policy;
         let outer = plan.deadline.map(|deadline| deadline.0);
-        let deadline = match (own, outer) {
-            (Some(own), Some(outer)) => Some(own.min(outer)),
-            (own, outer) => own.or(outer),
-        };
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
+        let mut deadline = outer;
+        let mut timer = Timer::Off;
+        // A call without limits needs no look at the clock.
+        if outer.is_some() || policy.deadline.is_some() || policy.attempt_timeout.is_some() {
+            let now = clock::now();
+            if let Some(own) = policy.deadline.map(|deadline| now + deadline) {
+                deadline = Some(outer.map_or(own, |outer| own.min(outer)));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+            timer = Timer::after(now, policy.attempt_limit(0, left));
+        }
         // In one piece, so that it is made where it is needed: it is too large to be moved for nothing.
         Self {
             state,
-            timer: shared.policy.attempt_limit(0, left).map(sleep),
+            timer,
             call: Call {
                 shared,
                 plan,
@@ -469,11 +500,11 @@ where
                     if let Some(body) = draining
                         && R::poll_drain(body, cx).is_pending()
                     {
-                        if this.timer.is_none() {
+                        if matches!(*this.timer, Timer::Off) {
                             let limit = call.drain_time(call.shared.replay.drain_time());
-                            this.timer.set(Some(sleep(limit)));
+                            this.timer.set(Timer::of(Some(limit)));
                         }
-                        ready!(poll_timer(this.timer.as_mut(), cx));
+                        ready!(this.timer.as_mut().poll(cx));
                     }
                     let drained = draining.take().map(|draining| R::drained(*draining));
                     this.state.set(State::Sleeping);
@@ -484,10 +515,10 @@ where
                     this.timer.set(call.backoff_timer());
                 }
                 StateProj::Sleeping => {
-                    if this.timer.is_some() {
-                        ready!(poll_timer(this.timer.as_mut(), cx));
+                    if !matches!(*this.timer, Timer::Off) {
+                        ready!(this.timer.as_mut().poll(cx));
                     }
-                    this.timer.set(call.time_left().map(sleep));
+                    this.timer.set(Timer::of(call.time_left()));
                     this.state.set(State::Readying);
                 }
                 StateProj::Readying => {
@@ -508,12 +539,12 @@ where
                         }
                         Poll::Ready(Err(error)) => (Outcome::Refused, error.into()),
                         Poll::Pending => {
-                            ready!(poll_timer(this.timer.as_mut(), cx));
+                            ready!(this.timer.as_mut().poll(cx));
                             (Outcome::Deadline, TimedOut.into())
                         }
                     };
                     this.state.set(State::Ended);
-                    this.timer.set(None);
+                    this.timer.set(Timer::Off);
                     return Poll::Ready(Some(call.give_up(outcome, error)));
                 }
                 StateProj::Late => {
@@ -543,7 +574,7 @@ where
                 let (error, timed_out) = match attempt.poll(cx) {
                     Poll::Ready(Ok(response)) => {
                         this.state.set(State::Ended);
-                        this.timer.set(None);
+                        this.timer.set(Timer::Off);
                         let ended = call.judge_response(&response);
                         let next = call.next(&ended);
                         if let Next::Stop(outcome) = next {
@@ -556,12 +587,12 @@ where
                     }
                     Poll::Ready(Err(error)) => (error.into(), false),
                     Poll::Pending => {
-                        ready!(poll_timer(this.timer.as_mut(), cx));
+                        ready!(this.timer.as_mut().poll(cx));
                         (TimedOut.into(), true)
                     }
                 };
                 this.state.set(State::Ended);
-                this.timer.set(None);
+                this.timer.set(Timer::Off);
                 if let Some(end) = call.failed(error, timed_out) {
                     return Poll::Ready(end);
                 }
@@ -573,13 +604,6 @@ where
             }
         }
     }
-}
-
-/// No timer never fires.
-fn poll_timer(timer: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<()> {
-    timer
-        .as_pin_mut()
-        .map_or(Poll::Pending, |timer| timer.poll(cx))
 }
 
 impl<Req, S, C, R> fmt::Debug for ResponseFuture<Req, S, C, R>

@@ -219,6 +219,27 @@ fn task_poll<F: Future>(future: F, cx: &mut std::task::Context<'_>) -> Poll<F::O
     std::pin::pin!(future).poll(cx)
 }
 
+// promise: RT-8
+#[tokio::test(start_paused = true)]
+async fn an_attempt_has_its_time_from_the_call_on_whenever_it_is_first_polled() {
+    const A_MOMENT: Duration = Duration::from_millis(1);
+    let almost = Duration::from_millis(999);
+    let layer = layer().max_retries(0).attempt_timeout(almost + A_MOMENT);
+    let mut service = layer.layer(service_fn(|_: u64| {
+        std::future::pending::<Result<u32, BoxError>>()
+    }));
+    let mut call = task::spawn(service.call(7));
+    tokio::time::advance(almost).await;
+    assert_pending!(call.poll());
+    tokio::time::advance(A_MOMENT).await;
+    assert!(call.is_woken());
+    assert_ready_err!(call.poll());
+
+    let mut call = task::spawn(service.call(7));
+    tokio::time::advance(almost + A_MOMENT).await;
+    assert_ready_err!(call.poll());
+}
+
 /// A response and an error that can do nothing.
 struct Opaque;
 
