@@ -326,6 +326,7 @@ fn replay<RB: Body>(completion: Completion) -> Response<ResponseBody<RB>> {
         headers,
         body,
     } = completion.response;
+    let omitted = body.is_none();
     let mut response = Response::new(ResponseBody::whole(body.unwrap_or_default()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     for (name, value) in headers {
@@ -333,6 +334,10 @@ fn replay<RB: Body>(completion: Completion) -> Response<ResponseBody<RB>> {
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) {
             response.headers_mut().append(name, value);
         }
+    }
+    if omitted {
+        // Nothing is no end of a compressed body, and a client would take it for one that was cut.
+        response.headers_mut().remove(header::CONTENT_ENCODING);
     }
     response.headers_mut().insert(REPLAYED, TRUE);
     response

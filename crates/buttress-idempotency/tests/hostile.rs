@@ -493,6 +493,27 @@ async fn who_waits_gets_what_the_handler_has_completed_by_itself() {
     assert_eq!(store.asked(), 4);
 }
 
+// promise: ID-4
+#[tokio::test(start_paused = true)]
+async fn a_replay_without_its_body_does_not_say_how_that_is_compressed() {
+    for (most, encoding) in [(3, None), (4, Some("gzip"))] {
+        let service = layer(&Records::new()).max_response(most);
+        let service = service.layer(service_fn(async |_: Request<RequestBody<Body>>| {
+            let response = Response::builder().header("content-encoding", "gzip");
+            Ok::<_, BoxError>(response.header("etag", "1").body(body("1234"))?)
+        }));
+        let ask = || service.clone().oneshot(post("k", "apples"));
+        assert_eq!(read(ask().await.unwrap()).await.1, "1234");
+        sleep(SECOND).await;
+        let replay = ask().await.unwrap();
+        let has = |name: &str| replay.headers().get(name).map(|it| it.to_str().unwrap());
+        assert_eq!(
+            (has("content-encoding"), has("etag")),
+            (encoding, Some("1"))
+        );
+    }
+}
+
 // promise: ID-20
 #[tokio::test(start_paused = true)]
 async fn a_store_that_never_comes_back_is_given_up_in_the_end() {
