@@ -51,6 +51,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) forget_keys: bool,
 
+    /// Draw the run into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+
     /// Be the server, with these files. The program runs itself so.
     #[arg(long, value_name = "FOLDER", hide = true)]
     pub(crate) serve: Option<PathBuf>,

@@ -21,6 +21,7 @@ mod kills;
 mod ledger;
 mod message;
 mod outbox;
+mod plot;
 mod progress;
 mod report;
 mod seen;
@@ -66,10 +67,17 @@ async fn run(args: Args) -> Result<ExitCode, BoxError> {
     let counts = Arc::new(Counts::default());
     let client = client::stack(proxy, injector.clone(), &counts, &args);
     let orders = outbox::fill(args.payments, args.seed);
-    let (delivery, server) = tokio::join!(
-        outbox::deliver(orders, client, &progress),
-        kills::now_and_then(server, folder.path(), &injector, &args, &progress),
-    );
+    let run = async {
+        tokio::join!(
+            outbox::deliver(orders, client, &progress),
+            kills::now_and_then(server, folder.path(), &injector, &args, &progress),
+        )
+    };
+    let mut samples = Vec::new();
+    let (delivery, server) = tokio::select! {
+        ended = run => ended,
+        never = plot::watch(&mut samples, &counts, &progress) => match never {},
+    };
     server?.kill().await?;
     progress.finish();
 
@@ -84,6 +92,9 @@ async fn run(args: Args) -> Result<ExitCode, BoxError> {
     };
     // The run was good or bad, whether or not anybody still reads about it (`| head` does not).
     let _ = writeln!(io::stdout(), "{report}");
+    if let Some(path) = &report.args.plot {
+        plot::write(path, &report, &samples)?;
+    }
     Ok(if report.is_good() {
         ExitCode::SUCCESS
     } else {

@@ -37,6 +37,11 @@ impl Progress {
         self.0.inc(1);
     }
 
+    /// How many payments were acknowledged.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.position()
+    }
+
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

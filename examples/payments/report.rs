@@ -103,14 +103,20 @@ impl Report {
         turns.filter(|turn| turn.to == to).count() as u64
     }
 
-    /// How long the breaker was open or half-open.
-    fn not_closed(&self) -> Duration {
+    /// The states that the breaker came to, each with its beginning and its end.
+    pub(crate) fn states(&self) -> impl Iterator<Item = (State, Instant, Instant)> {
         let turns = self.counts.transitions.values();
         let ends = turns.clone().skip(1).map(|turn| turn.at);
         turns
             .zip(ends.chain([self.ended]))
-            .filter(|(turn, _)| turn.to != State::Closed)
-            .map(|(turn, end)| between(turn.at, end))
+            .map(|(turn, end)| (turn.to, turn.at, end))
+    }
+
+    /// How long the breaker was open or half-open.
+    fn not_closed(&self) -> Duration {
+        self.states()
+            .filter(|(state, ..)| *state != State::Closed)
+            .map(|(_, from, to)| between(from, to))
             .sum()
     }
 
