@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser};
 
-/// The crates that have loom models: every crate that keeps state in an atomic.
+/// The crates that have loom models: every crate in which an atomic decides something, rather than counts.
 const LOOM: &[&str] = &["buttress-breaker", "buttress-rate-limit", "buttress-retry"];
 
 /// What went wrong, in one line.
