@@ -113,41 +113,53 @@ pub struct Counts {
 
 /// Counts as it goes.
 #[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; 11]);
+pub(crate) struct Counters {
+    runs: AtomicU64,
+    completed: AtomicU64,
+    released: AtomicU64,
+    abandoned: AtomicU64,
+    superseded: AtomicU64,
+    replays: AtomicU64,
+    in_flight: AtomicU64,
+    outcome_unknown: AtomicU64,
+    mismatches: AtomicU64,
+    rejected: AtomicU64,
+    store_errors: AtomicU64,
+}
 
 impl Counters {
     pub(crate) fn count(&self, event: &Event) {
-        let place = match event {
-            Event::Run { .. } => 0,
-            Event::Completed { .. } => 1,
-            Event::Released => 2,
-            Event::Abandoned => 3,
-            Event::Superseded => 4,
-            Event::Replayed => 5,
-            Event::InFlight => 6,
-            Event::OutcomeUnknown => 7,
-            Event::Mismatch => 8,
-            Event::Rejected => 9,
-            Event::StoreFailed { .. } => 10,
+        let counter = match event {
+            Event::Run { .. } => &self.runs,
+            Event::Completed { .. } => &self.completed,
+            Event::Released => &self.released,
+            Event::Abandoned => &self.abandoned,
+            Event::Superseded => &self.superseded,
+            Event::Replayed => &self.replays,
+            Event::InFlight => &self.in_flight,
+            Event::OutcomeUnknown => &self.outcome_unknown,
+            Event::Mismatch => &self.mismatches,
+            Event::Rejected => &self.rejected,
+            Event::StoreFailed { .. } => &self.store_errors,
             Event::Operated { .. } => return,
         };
-        self.0[place].fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self) -> Counts {
-        let count = |place: usize| self.0[place].load(Ordering::Relaxed);
+        let so_far = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
-            runs: count(0),
-            completed: count(1),
-            released: count(2),
-            abandoned: count(3),
-            superseded: count(4),
-            replays: count(5),
-            in_flight: count(6),
-            outcome_unknown: count(7),
-            mismatches: count(8),
-            rejected: count(9),
-            store_errors: count(10),
+            runs: so_far(&self.runs),
+            completed: so_far(&self.completed),
+            released: so_far(&self.released),
+            abandoned: so_far(&self.abandoned),
+            superseded: so_far(&self.superseded),
+            replays: so_far(&self.replays),
+            in_flight: so_far(&self.in_flight),
+            outcome_unknown: so_far(&self.outcome_unknown),
+            mismatches: so_far(&self.mismatches),
+            rejected: so_far(&self.rejected),
+            store_errors: so_far(&self.store_errors),
         }
     }
 }

@@ -122,7 +122,9 @@
 //! Beside the database `x.db` and what SQLite keeps there (`x.db-wal`, `x.db-shm`) is the file `x.db-epoch`. It knows which
 //! database it is, and how often it has been written, so that one that is gone, was truncated, or has been replaced by a
 //! backup is told from one that never was: see [`open`](SqliteStore::open). Of a completion in a transaction of yours it hears
-//! with the store's next operation, and the layer's is asked for before the client is answered. Take a backup with SQLite's own means, and keep
+//! with the store's next operation, and the layer's is asked for before the client is answered.
+//!
+//! Take a backup with SQLite's own means, and keep
 //! the `-epoch` file out of it.
 //!
 //! When it is opened, the whole file is looked through, or, where it has tables of yours too, all that belongs to the store:

@@ -90,7 +90,9 @@ impl SqliteStore {
     /// Completes a request in this transaction, which must be committed then.
     ///
     /// If this fails, roll it back; only with [`NotHeld`](CompleteError::NotHeld) nothing was written, and a transaction of
-    /// several requests may go on without this one's effect. Where the transaction has only read so far and somebody else has written since, it fails;
+    /// several requests may go on without this one's effect.
+    ///
+    /// Where the transaction has only read so far and somebody else has written since, it fails;
     /// one that is [`Immediate`](TransactionBehavior::Immediate) does not. [`complete_with`](Self::complete_with) sees
     /// to both, and a [`Lease`] has what this asks for.
     pub fn complete_in(
