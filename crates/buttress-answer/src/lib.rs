@@ -114,6 +114,8 @@
 //! [`Overloaded`]: tower::load_shed::error::Overloaded
 //! [`Elapsed`]: tower::timeout::error::Elapsed
 
+#![doc(test(attr(deny(dead_code))))]
+
 mod answers;
 mod body;
 mod failure;

@@ -160,6 +160,8 @@
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
 
+#![doc(test(attr(deny(dead_code))))]
+
 mod call;
 mod circuit;
 mod event;

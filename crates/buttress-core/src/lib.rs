@@ -31,6 +31,8 @@
 //! `test-util` makes [`clock::now`] tokio's clock, which a test can pause. For tests only: it costs more
 //! to read.
 
+#![doc(test(attr(deny(dead_code))))]
+
 mod authority;
 pub mod classify;
 pub mod clock;

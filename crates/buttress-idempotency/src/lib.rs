@@ -53,6 +53,9 @@
 //! | was answered with 101, and has the connection for itself | 409 `idempotency-outcome-unknown` |
 //! | was cut off, panicked, or was not heard of for a lease | 409 `idempotency-outcome-unknown`, until somebody [says](Handle::settle) or [knows](IdempotencyLayer::recover) what came of it; or it is [run again](Lapse::Rerun) |
 //!
+//! Requests are the same whose method, path, query, content type and body are. Of the body counts what the handler has read of
+//! it: to one that reads none, all bodies are the same.
+//!
 //! Without a key where one is [required](IdempotencyLayer::required), or with one that is none, it is 400; without anybody
 //! whose key it is, 403; while the store is down, 503. All of these are problems of RFC 9457 with a `code`.
 //!
@@ -112,6 +115,8 @@
 //! # Promises
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
+
+#![doc(test(attr(deny(dead_code))))]
 
 mod body;
 pub mod client;

@@ -27,7 +27,8 @@
 //!     }
 //! }
 //!
-//! # async fn example() {
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
 //! // In a test with `#[tokio::test(flavor = "multi_thread")]`, so that races are races.
 //! testing::conformance(Mine(MemoryStore::new())).await;
 //! # }

@@ -499,6 +499,23 @@ async fn a_key_belongs_to_one_request() {
     assert_eq!(effects.begun(), 1);
 }
 
+// promise: ID-8
+#[tokio::test(start_paused = true)]
+async fn to_a_handler_that_reads_no_body_all_are_the_same() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let counted = effects.clone();
+    let handler = move |_: Request<RequestBody<Body>>| {
+        counted.begin();
+        std::future::ready(Ok::<_, BoxError>(Response::new(body("done"))))
+    };
+    let service = layer(&store).layer(service_fn(handler));
+    for order in ["apples", "pears", ""] {
+        let answer = service.clone().oneshot(post("k", order)).await.unwrap();
+        assert_eq!(read(answer).await.0, 200);
+    }
+    assert_eq!(effects.begun(), 1);
+}
+
 // promise: ID-9
 #[tokio::test(start_paused = true)]
 async fn a_body_is_the_same_in_one_part_or_in_a_thousand() {

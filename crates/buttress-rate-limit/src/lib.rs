@@ -123,6 +123,8 @@
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
 
+#![doc(test(attr(deny(dead_code))))]
+
 mod bucket;
 pub mod client;
 mod event;

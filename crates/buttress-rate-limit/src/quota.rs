@@ -16,6 +16,7 @@ use buttress_core::QuotaPolicy;
 /// const API: Quota = Quota::per_second(NonZeroU32::new(50).unwrap());
 /// const EXPORTS: Quota = Quota::per_day(NonZeroU32::MIN).burst(NonZeroU32::MIN);
 /// assert_eq!(API.to_string(), "50 per second");
+/// assert_eq!(EXPORTS.to_string(), "1 per day");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Quota {

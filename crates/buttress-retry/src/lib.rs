@@ -130,6 +130,8 @@
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
 
+#![doc(test(attr(deny(dead_code))))]
+
 mod backoff;
 mod body;
 mod budget;

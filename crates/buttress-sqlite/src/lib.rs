@@ -169,6 +169,8 @@
 //!
 //! A timeout is tokio's, and the threads are not: a test that pauses tokio's clock has its timeouts at once.
 
+#![doc(test(attr(deny(dead_code))))]
+
 mod clock;
 mod epoch;
 mod open;

@@ -100,6 +100,8 @@
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
 
+#![doc(test(attr(deny(dead_code))))]
+
 #[cfg(feature = "retry")]
 mod attempt;
 #[cfg(feature = "breaker")]

@@ -20,6 +20,8 @@
 //! on the order of layers and what every other order costs. What a stack of them promises, with a number for each, is in
 //! [`promises`]; what a layer promises by itself is in its own crate.
 
+#![doc(test(attr(deny(dead_code))))]
+
 pub use buttress_core::{
     Applied, BoxError, Classify, Deadline, Hint, Kind, LimitReport, Policies, QuotaPolicy,
     Rejected, ServiceLimit, Verdict, classify, clock,
@@ -45,7 +47,3 @@ pub mod promises {}
 
 #[cfg(feature = "full")]
 pub mod guides;
-
-#[cfg(all(doctest, feature = "full"))]
-#[doc = include_str!("../../../README.md")]
-struct Readme;
