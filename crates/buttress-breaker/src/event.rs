@@ -68,6 +68,14 @@ pub enum Event {
         /// Whose breaker it is, where there is one for each key.
         key: Option<Arc<str>>,
     },
+    /// The breaker of a key was forgotten: nobody had asked for it in a long time, or it was closed and made room for that of
+    /// another key. The next call of the key has a new one, which is closed. Calls that the old one has let through may be
+    /// told of after this.
+    #[non_exhaustive]
+    Forgotten {
+        /// Whose breaker it was.
+        key: Arc<str>,
+    },
     /// A call was let through without a breaker: every key that is kept has an open one, and this call's is another.
     Untracked,
 }

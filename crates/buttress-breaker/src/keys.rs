@@ -148,14 +148,20 @@ impl Breakers {
         let idle = self.settings.idle;
         let entry = Entry { shared, used: now };
         let mut keyed = lock(&self.keyed);
-        keyed.sweep(|entry| entry.is_forgotten(now, idle));
-        match keyed.try_entry(hash, || entry, |entry| entry.worth(now, idle)) {
-            Some(entry) => {
+        let mut forgotten = keyed.sweep(|entry| entry.is_forgotten(now, idle));
+        let pick = match keyed.try_entry(hash, || entry, |entry| entry.worth(now, idle)) {
+            Some((entry, removed)) => {
+                forgotten.extend(removed);
                 entry.used = now;
                 Pick::Of(entry.shared.clone())
             }
             None => Pick::None,
+        };
+        drop(keyed);
+        for entry in forgotten {
+            entry.shared.tell_forgotten();
         }
+        pick
     }
 
     /// The breaker of a key, as it is written.

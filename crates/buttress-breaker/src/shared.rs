@@ -403,6 +403,12 @@ impl Shared {
         }
     }
 
+    pub(crate) fn tell_forgotten(&self) {
+        if let Some(key) = self.key.clone() {
+            self.settings.events.emit(&Event::Forgotten { key });
+        }
+    }
+
     pub(crate) fn tell_probe(&self, result: ProbeResult) {
         self.settings.events.emit(&Event::Probe {
             result,

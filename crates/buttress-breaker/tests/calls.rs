@@ -1392,6 +1392,38 @@ async fn as_many_keys_are_kept_as_were_set() {
 
 // promise: BR-24
 #[tokio::test(start_paused = true)]
+async fn whoever_listens_is_told_of_every_key_that_is_forgotten() {
+    let log = Log::default();
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+        .max_keys(10.try_into().unwrap())
+        .on_event(log.sink());
+    let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+    for key in 0..100 {
+        is_refused(&service, at(&format!("/{key}"))).await;
+    }
+    // Nobody asks for the ten that are left in so long a time.
+    advance(secs(301)).await;
+    for _ in 0..3 {
+        is_refused(&service, at("/100")).await;
+        is_refused(&service, at("/101")).await;
+    }
+    let mut forgotten = log.forgotten();
+    let kept = layer.handles().all().len();
+    assert_eq!(forgotten.len() + kept, 102);
+    forgotten.sort_unstable();
+    forgotten.dedup();
+    assert_eq!(forgotten.len() + kept, 102, "nobody twice");
+    assert!(
+        forgotten
+            .iter()
+            .all(|key| layer.handles().get(key).is_none())
+    );
+    assert!(kept < 10, "{kept}: those that were idle are forgotten too");
+}
+
+// promise: BR-24
+#[tokio::test(start_paused = true)]
 async fn a_key_is_idle_after_the_time_that_was_set() {
     for idle in [10, 1_000] {
         let layer = BreakerLayer::http()

@@ -55,8 +55,8 @@ impl<V> Keyed<V> {
         new: impl FnOnce() -> V,
         worth: impl Fn(&V) -> u64,
     ) -> &mut V {
-        if !self.places.contains_key(&key) && self.len() == self.max.get() {
-            self.drop_one(|value| Some(worth(value)));
+        if self.needs_room(key) {
+            self.remove_one(|value| Some(worth(value)));
         }
         let place = *self.places.entry(key).or_insert_with(|| {
             self.entries.push((key, new()));
@@ -66,28 +66,31 @@ impl<V> Keyed<V> {
     }
 
     /// As [`entry`](Self::entry), but an entry without a worth is never dropped: nothing is known of a new key when no
-    /// other makes room, for which all of them are looked at.
+    /// other makes room, for which all of them are looked at. One that does is returned too.
     pub fn try_entry(
         &mut self,
         key: u64,
         new: impl FnOnce() -> V,
         worth: impl Fn(&V) -> Option<u64>,
-    ) -> Option<&mut V> {
-        if !self.places.contains_key(&key) && self.len() == self.max.get() {
-            self.drop_one(worth).then_some(())?;
+    ) -> Option<(&mut V, Option<V>)> {
+        let mut removed = None;
+        if self.needs_room(key) {
+            removed = Some(self.remove_one(worth)?);
         }
-        Some(self.entry(key, new, |_| 0))
+        Some((self.entry(key, new, |_| 0), removed))
     }
 
-    /// Looks at eight entries and forgets those that are `done`, so that a map forgets in time what it is not asked for.
-    pub fn sweep(&mut self, done: impl Fn(&V) -> bool) {
+    /// Looks at eight entries and removes those that are `done`, so that a map forgets in time what it is not asked for.
+    pub fn sweep(&mut self, done: impl Fn(&V) -> bool) -> Vec<V> {
+        let mut removed = Vec::new();
         for _ in 0..LOOKED_AT.min(self.len()) {
             self.hand = if self.hand < self.len() { self.hand } else { 0 };
             match self.entries.get(self.hand) {
-                Some((key, value)) if done(value) => drop(self.remove(*key)),
+                Some((key, value)) if done(value) => removed.extend(self.remove(*key)),
                 _ => self.hand += 1,
             }
         }
+        removed
     }
 
     /// Every key and what is known of it.
@@ -105,9 +108,14 @@ impl<V> Keyed<V> {
         Some(value)
     }
 
-    /// Drops the entry of the least worth among the first eight, from the hand on, that have one. The hand goes round,
+    /// Is it a new key, and the map full?
+    fn needs_room(&self, key: u64) -> bool {
+        !self.places.contains_key(&key) && self.len() == self.max.get()
+    }
+
+    /// Removes the entry of the least worth among the first eight, from the hand on, that have one. The hand goes round,
     /// so that each entry is looked at in its turn.
-    fn drop_one(&mut self, worth: impl Fn(&V) -> Option<u64>) -> bool {
+    fn remove_one(&mut self, worth: impl Fn(&V) -> Option<u64>) -> Option<V> {
         let len = self.len();
         let mut cheapest = None;
         for step in 0..len {
@@ -120,7 +128,8 @@ impl<V> Keyed<V> {
             }
         }
         self.hand = (self.hand + LOOKED_AT) % len;
-        cheapest.is_some_and(|(_, place)| self.remove(self.entries[place].0).is_some())
+        let (_, place) = cheapest?;
+        self.remove(self.entries[place].0)
     }
 }
 
@@ -163,8 +172,11 @@ mod tests {
         for key in 0..100 {
             assert!(map.try_entry(key, || key, worth).is_some());
         }
-        assert_eq!(map.try_entry(57, || 0, worth), Some(&mut 57));
-        assert_eq!(map.try_entry(100, || 100, worth), Some(&mut 100));
+        assert_eq!(map.try_entry(57, || 0, worth), Some((&mut 57, None)));
+        assert_eq!(
+            map.try_entry(100, || 100, worth),
+            Some((&mut 100, Some(57)))
+        );
         assert_eq!(map.get_mut(57), None, "it was the only one to make room");
         assert_eq!(map.try_entry(101, || 101, worth), None);
         assert_eq!(map.len(), 100);
@@ -176,9 +188,12 @@ mod tests {
         for key in 0..100 {
             map.entry(key, || key, |_| 0);
         }
+        let mut removed = Vec::new();
         for _ in 0..15 {
-            map.sweep(|key| key % 3 == 0);
+            removed.extend(map.sweep(|key| key % 3 == 0));
         }
+        removed.sort_unstable();
+        assert!(removed.into_iter().eq((0..100).step_by(3)));
         let left: Vec<_> = map.iter().map(|(key, _)| key).collect();
         assert_eq!(left.len(), 66);
         assert!(left.iter().all(|key| key % 3 != 0));

@@ -25,12 +25,10 @@ pub fn breaker(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'st
     let name = name.into();
     let labels = Labels::named(&name);
     let (metrics, gauges) = (Metrics::new(&labels), Gauges::new(&labels));
-    let untracked = untracked(&labels);
+    let keys = Keys::new(&labels);
     let many = Once::new();
     move |event| {
-        if matches!(event, Event::Untracked) {
-            untracked.increment(1);
-        }
+        keys.record(event);
         metrics.record(event);
         if key(event).is_some() {
             many.call_once(|| gauges.end());
@@ -45,27 +43,28 @@ pub fn breaker(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'st
 ///
 /// Nothing bounds their number, neither here nor in most systems that collect them: it is for keys that are few, as the
 /// authorities of services that you run, and never for what a stranger may choose. The metrics of a key are made at its
-/// first event. The layer says nothing when it forgets a key that has been idle for long: if its breaker was open, the
-/// gauges say so until its next transition.
+/// first event. When the layer forgets a key, its gauges are those of a closed breaker, which is what its next call has.
 pub fn breaker_by_key(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'static {
     let name = name.into();
     let labels = Labels::named(&name);
-    let untracked = untracked(&labels);
-    let keys = Mutex::new(HashMap::<Arc<str>, Arc<(Metrics, Gauges)>>::new());
+    let keys = Keys::new(&labels);
+    let each = Mutex::new(HashMap::<Arc<str>, Arc<(Metrics, Gauges)>>::new());
     move |event| {
-        if matches!(event, Event::Untracked) {
-            untracked.increment(1);
-        }
-        if let Some(key) = key(event) {
-            let mut keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = keys.get(key).cloned();
+        keys.record(event);
+        let lock = || each.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Event::Forgotten { key, .. } = event {
+            let of_key = lock().remove(key);
+            of_key.inspect(|of_key| of_key.1.begin());
+        } else if let Some(key) = key(event) {
+            let mut each = lock();
+            let known = each.get(key).cloned();
             let of_key = known.unwrap_or_else(|| {
                 let labels = labels.with("key", key.clone());
                 let new = Arc::new((Metrics::new(&labels), Gauges::new(&labels)));
-                keys.insert(key.clone(), new.clone());
+                each.insert(key.clone(), new.clone());
                 new
             });
-            drop(keys);
+            drop(each);
             of_key.0.record(event);
             of_key.1.record(event);
         }
@@ -81,15 +80,38 @@ fn key(event: &Event) -> Option<&Arc<str>> {
         | Event::Transition { key, .. }
         | Event::Probe { key, .. }
         | Event::Ramp { key, .. } => key.as_ref(),
+        Event::Forgotten { key, .. } => Some(key),
         _ => None,
     }
 }
 
-fn untracked(labels: &Labels) -> Counter {
-    labels.counter(
-        "buttress_breaker_untracked_calls_total",
-        "Calls that were let through without a breaker, as there was no room for that of their key",
-    )
+/// What becomes of keys.
+struct Keys {
+    forgotten: Counter,
+    untracked: Counter,
+}
+
+impl Keys {
+    fn new(labels: &Labels) -> Self {
+        Self {
+            forgotten: labels.counter(
+                "buttress_breaker_forgotten_keys_total",
+                "Keys that were forgotten, as nobody had asked for them in a long time, or to make room for others",
+            ),
+            untracked: labels.counter(
+                "buttress_breaker_untracked_calls_total",
+                "Calls that were let through without a breaker, as there was no room for that of their key",
+            ),
+        }
+    }
+
+    fn record(&self, event: &Event) {
+        match event {
+            Event::Forgotten { .. } => self.forgotten.increment(1),
+            Event::Untracked => self.untracked.increment(1),
+            _ => {}
+        }
+    }
 }
 
 struct Metrics {
@@ -189,17 +211,27 @@ impl Gauges {
         );
         let states = STATES.map(|state| {
             let labels = labels.with("state", state.as_str());
-            let gauge = metrics::gauge!("buttress_breaker_state", labels.get());
-            gauge.set(f64::from(u8::from(state == State::Closed)));
-            (state, gauge)
+            (
+                state,
+                metrics::gauge!("buttress_breaker_state", labels.get()),
+            )
         });
-        let ramp = metrics::gauge!("buttress_breaker_ramp_ratio", labels.get());
-        ramp.set(1.0);
-        Self {
+        let gauges = Self {
             states,
-            ramp,
+            ramp: metrics::gauge!("buttress_breaker_ramp_ratio", labels.get()),
             shown: Mutex::new((State::Closed, Heard::default())),
-        }
+        };
+        gauges.begin();
+        gauges
+    }
+
+    /// Shows a new breaker.
+    fn begin(&self) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        *shown = (State::Closed, Heard::default());
+        self.end();
+        self.set(State::Closed, 1.0);
+        self.ramp.set(1.0);
     }
 
     fn record(&self, event: &Event) {
@@ -293,6 +325,14 @@ fn tell(name: &str, event: &Event) {
             key,
             percent,
             "the share of calls that is let through has changed"
+        ),
+        Event::Forgotten { .. } => tracing::event!(
+            name: "buttress.breaker.forgotten",
+            target: TARGET,
+            Level::TRACE,
+            buttress.name = name,
+            key,
+            "a key was forgotten"
         ),
         Event::Untracked => tracing::event!(
             name: "buttress.breaker.untracked",

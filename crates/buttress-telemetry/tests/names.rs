@@ -309,13 +309,13 @@ async fn breakers() {
     }));
     slow.oneshot(Request::new(())).await.unwrap();
 
-    // Only one key has room, and its breaker is open.
+    // Only one key has room. The first has to make it for the second, whose breaker opens and stays.
     let layer = BreakerLayer::http()
         .by_key(|request: &Request<()>| request.uri().path().to_owned())
         .max_keys(1.try_into().unwrap())
         .on_event(breaker("payments"));
     let mut calls = layer.layer(always(503));
-    for path in ["/a"; 5].into_iter().chain(["/b"]) {
+    for path in ["/c", "/a", "/a", "/a", "/a", "/a", "/b"] {
         let request = Request::get(path).body(()).unwrap();
         let _ = calls.ready().await.unwrap().call(request).await;
     }

@@ -239,6 +239,38 @@ async fn breakers_with_keys_are_shown_only_by_choice_and_each_by_itself() {
     }
 }
 
+// promise: ST-10
+#[tokio::test(start_paused = true)]
+async fn of_a_key_that_is_forgotten_a_new_breaker_is_shown() {
+    let board = Board::default();
+    let _recorder = metrics::set_default_local_recorder(&board);
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<&'static str>| *request.body())
+        .on_event(breaker_by_key("payments"));
+    let mut service = layer.layer(service_fn(async |_| {
+        Ok::<_, BoxError>(Response::builder().status(503).body(())?)
+    }));
+    let mut call = async |key| {
+        let _ = service.ready().await.unwrap().call(Request::new(key)).await;
+    };
+    for _ in 0..5 {
+        call("a").await;
+    }
+    assert_eq!(board.of("a"), ["open"]);
+    advance(Duration::from_hours(1)).await;
+    call("b").await;
+    assert_eq!(layer.handles().all().len(), 1);
+    assert_eq!(
+        (board.of("a"), board.of("b")),
+        (strings(&["closed"]), strings(&["closed"]))
+    );
+    // It comes again, and its transitions count from one again.
+    for _ in 0..5 {
+        call("a").await;
+    }
+    assert_eq!(board.of("a"), ["open"]);
+}
+
 fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }

@@ -220,6 +220,14 @@ impl Log {
         })
     }
 
+    /// The keys that were forgotten.
+    pub(crate) fn forgotten(&self) -> Vec<String> {
+        self.each(|event| match event {
+            Event::Forgotten { key, .. } => Some((**key).to_owned()),
+            _ => None,
+        })
+    }
+
     pub(crate) fn untracked(&self) -> usize {
         self.each(|event| matches!(event, Event::Untracked).then_some(()))
             .len()
