@@ -4,8 +4,10 @@
 //! Each crate shows the first for its own states; here are all layers over all of tower's that hold something.
 
 use std::{
+    fs,
     future::{Future, poll_fn},
     num::NonZeroU32,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -23,6 +25,7 @@ use buttress::{
     idempotency::{Global, IdempotencyKeyLayer, IdempotencyLayer, MemoryStore},
     rate_limit::{Quota, RateLimitLayer},
     retry::{Backoff, Budget, RetryLayer},
+    telemetry::AttemptSpanLayer,
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -170,6 +173,7 @@ fn idempotency() -> IdempotencyLayer<MemoryStore, Global> {
 async fn a_client_s_layers_keep_no_permit_and_call_what_is_ready() {
     keeps_nothing(|inner| IdempotencyKeyLayer::new().layer(inner)).await;
     keeps_nothing(|inner| retry().layer(inner)).await;
+    keeps_nothing(|inner| AttemptSpanLayer::new().layer(inner)).await;
     keeps_nothing(|inner| BreakerLayer::http().layer(inner)).await;
     keeps_nothing(|inner| BreakerLayer::http().track_bodies().layer(inner)).await;
     keeps_nothing(|inner| RateLimitLayer::http(pace()).layer(inner)).await;
@@ -398,6 +402,7 @@ async fn who_waits_for_a_service_to_get_ready_or_to_answer_is_left_in_peace() {
             IdempotencyKeyLayer::new(),
             retry(),
             retry().deadline(LONG * 2).attempt_timeout(LONG * 2),
+            AttemptSpanLayer::new(),
             BreakerLayer::http(),
             BreakerLayer::http().track_bodies().by_authority(),
             BreakerLayer::http().backpressure(),
@@ -494,4 +499,45 @@ async fn idle_layers_have_nothing_done() {
     assert!(server.clone().oneshot(pay()).await.is_ok());
     is_quiet(most, "nobody", sleep(LONG)).await;
     drop((client, server));
+}
+
+/// The layers of the sources below a folder, by their names.
+fn layers(folder: &Path) -> Vec<String> {
+    let mut layers = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            layers.extend(self::layers(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let source = fs::read_to_string(path).unwrap();
+            let structs = source
+                .lines()
+                .filter_map(|line| line.strip_prefix("pub struct "));
+            let names =
+                structs.filter_map(|line| line.split(|c: char| !c.is_alphanumeric()).next());
+            layers.extend(names.filter(|name| name.ends_with("Layer")).map(Into::into));
+        }
+    }
+    layers
+}
+
+// promises: ST-3, ST-4, ST-9
+#[test]
+fn no_layer_is_forgotten() {
+    let layers = layers(&Path::new(env!("CARGO_MANIFEST_DIR")).join("crates"));
+    assert!(layers.len() >= 7, "{layers:?}");
+    for layer in layers {
+        // With what ends its name: one may be the end of another's.
+        let has = |text: &str| {
+            text.contains(&format!(" {layer}")) || text.contains(&format!("::{layer}"))
+        };
+        assert!(
+            has(include_str!("contract.rs")),
+            "{layer} is not in contract.rs"
+        );
+        assert!(
+            has(include_str!("traits.rs")),
+            "{layer} is not in traits.rs"
+        );
+    }
 }

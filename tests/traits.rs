@@ -14,6 +14,7 @@ use buttress::{
     rate_limit::{self, HttpDeadline, OneToken},
     retry::{self, ReplayBody},
     sqlite::SqliteStore,
+    telemetry::{AttemptSpan, AttemptSpanLayer},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -60,6 +61,7 @@ impl Future for Pinned {
 // The services, over one whose future is `F`.
 type Key<S = Up> = IdempotencyKey<S>;
 type Retry<S = Up> = retry::Retry<S>;
+type Attempt<S = Up> = AttemptSpan<S>;
 type Breaker<S = Up> = breaker::Breaker<S>;
 type KeyedBreaker<S = Up> =
     breaker::Breaker<S, breaker::Http, breaker::ByAuthority, breaker::Bodies>;
@@ -104,13 +106,14 @@ fn is_shared_and_cloned<T: Send + Sync + Clone>() {}
 fn layers_services_and_handles_may_be_sent_shared_and_cloned() {
     is_shared_and_cloned::<IdempotencyKeyLayer>();
     is_shared_and_cloned::<retry::RetryLayer>();
+    is_shared_and_cloned::<AttemptSpanLayer>();
     is_shared_and_cloned::<breaker::BreakerLayer>();
     is_shared_and_cloned::<rate_limit::RateLimitLayer>();
     is_shared_and_cloned::<answer::AnswerLayer>();
     is_shared_and_cloned::<idempotency::IdempotencyLayer<MemoryStore, Global>>();
     is_shared_and_cloned::<idempotency::IdempotencyLayer<SqliteStore, Global>>();
 
-    is_shared_and_cloned::<(Key, Retry, Answers, Once)>();
+    is_shared_and_cloned::<(Key, Retry, Attempt, Answers, Once)>();
     is_shared_and_cloned::<(Breaker, KeyedBreaker, WaitingBreaker)>();
     is_shared_and_cloned::<(Limit, KeyedLimit, WaitingLimit)>();
     is_shared_and_cloned::<(Client, Server)>();
@@ -127,7 +130,7 @@ fn layers_services_and_handles_may_be_sent_shared_and_cloned() {
 // promise: ST-9
 #[test]
 fn futures_bodies_and_events_may_be_sent_and_shared() {
-    is_shared::<(Call<Key>, Call<Retry>, Call<Answers>)>();
+    is_shared::<(Call<Key>, Call<Retry>, Call<Attempt>, Call<Answers>)>();
     is_shared::<(Call<Breaker>, Call<KeyedBreaker>, Call<WaitingBreaker>)>();
     is_shared::<(Call<Limit>, Call<KeyedLimit>, Call<WaitingLimit>)>();
     is_shared::<Call<Client>>();
@@ -151,6 +154,7 @@ fn futures_bodies_and_events_may_be_sent_and_shared() {
 fn a_future_moves_freely_where_the_one_below_it_does_unless_it_has_a_timer() {
     let without_a_timer = [
         Moves::<Call<Key>>::FREELY,
+        Moves::<Call<Attempt>>::FREELY,
         Moves::<Call<Breaker>>::FREELY,
         Moves::<Call<KeyedBreaker>>::FREELY,
         Moves::<Call<WaitingBreaker>>::FREELY,
@@ -158,7 +162,7 @@ fn a_future_moves_freely_where_the_one_below_it_does_unless_it_has_a_timer() {
         Moves::<Call<Once>>::FREELY,
         Moves::<idempotency::OperatorFuture>::FREELY,
     ];
-    assert_eq!(without_a_timer, [true; 7]);
+    assert_eq!(without_a_timer, [true; 8]);
     // A timer of tokio's stays where it is.
     let with_a_timer = [
         Moves::<Call<Retry>>::FREELY,
@@ -169,6 +173,7 @@ fn a_future_moves_freely_where_the_one_below_it_does_unless_it_has_a_timer() {
     assert_eq!(with_a_timer, [false; 4]);
     let over_one_that_must_not = [
         Moves::<Call<Key<Up<Pinned>>>>::FREELY,
+        Moves::<Call<Attempt<Up<Pinned>>>>::FREELY,
         Moves::<Call<Retry<Up<Pinned>>>>::FREELY,
         Moves::<Call<Breaker<Up<Pinned>>>>::FREELY,
         Moves::<Call<KeyedBreaker<Up<Pinned>>>>::FREELY,
@@ -176,7 +181,7 @@ fn a_future_moves_freely_where_the_one_below_it_does_unless_it_has_a_timer() {
         Moves::<Call<Answers<Up<Pinned>>>>::FREELY,
         Moves::<Call<Once<Up<Pinned>>>>::FREELY,
     ];
-    assert_eq!(over_one_that_must_not, [false; 7]);
+    assert_eq!(over_one_that_must_not, [false; 8]);
 }
 
 // promise: ST-9
@@ -188,6 +193,7 @@ fn nothing_grows_without_somebody_knowing() {
     let sizes = [
         ("IdempotencyKeyLayer", size_of::<IdempotencyKeyLayer>(), 1),
         ("RetryLayer", size_of::<retry::RetryLayer>(), 256),
+        ("AttemptSpanLayer", size_of::<AttemptSpanLayer>(), 1),
         ("BreakerLayer", size_of::<breaker::BreakerLayer>(), 232),
         (
             "RateLimitLayer",
@@ -202,6 +208,7 @@ fn nothing_grows_without_somebody_knowing() {
         ),
         ("IdempotencyKey", size_of::<Key>(), 1),
         ("Retry", size_of::<Retry>(), 8),
+        ("AttemptSpan", size_of::<Attempt>(), 1),
         ("Breaker", size_of::<Breaker>(), 24),
         ("RateLimit", size_of::<Limit>(), 16),
         ("Answer", size_of::<Answers>(), 40),
@@ -222,6 +229,7 @@ fn nothing_grows_without_somebody_knowing() {
         ("a ready call", size_of::<Call<Up>>(), 144),
         ("a call of IdempotencyKey", size_of::<Call<Key>>(), 144),
         ("a call of Retry", size_of::<Call<Retry>>(), 504),
+        ("a call of AttemptSpan", size_of::<Call<Attempt>>(), 192),
         ("a call of Breaker", size_of::<Call<Breaker>>(), 192),
         ("a call of RateLimit", size_of::<Call<Limit>>(), 440),
         ("a call of Answer", size_of::<Call<Answers>>(), 184),
