@@ -16,7 +16,7 @@ mod client {
 
     /// What the server answers to an order with this key.
     pub(crate) async fn status(url: &str, key: &str, order: &'static str) -> u16 {
-        let answer = pay(url, key, Bytes::from(order)).await;
+        let answer = pay(client(), url, key, Bytes::from(order)).await;
         answer.unwrap().as_u16()
     }
 }
