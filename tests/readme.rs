@@ -19,6 +19,13 @@ mod client {
         let answer = pay(client(), url, key, Bytes::from(order)).await;
         answer.unwrap().as_u16()
     }
+
+    /// What it answers to an order that has no key before it comes to the client.
+    pub(crate) async fn status_without_key(url: &str) -> u16 {
+        let order = Request::post(url).header("content-type", "application/json");
+        let order = order.body(Full::from("8 figs")).unwrap();
+        client().oneshot(order).await.unwrap().status().as_u16()
+    }
 }
 
 mod server {
@@ -50,6 +57,7 @@ async fn the_client_of_the_readme_pays_once_at_its_server() {
     assert_eq!(client::status(&alice, "order-1", "3 apples").await, 200);
     assert_eq!(client::status(&alice, "order-1", "3 apples").await, 200);
     assert_eq!(client::status(&alice, "order-1", "5 pears").await, 422);
+    assert_eq!(client::status_without_key(&alice).await, 200);
 
     let send = |url: &str, key: Option<&str>| {
         let request = reqwest::Client::new().post(url).body("3 apples");
