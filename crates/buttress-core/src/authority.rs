@@ -10,8 +10,11 @@ use http::{
     uri::{self, Scheme},
 };
 
-/// The host and port that a request is for, the same however they are spelled: in any case, with or without the dot of
-/// the root or the port of the scheme.
+/// The host and port that a request is for.
+///
+/// It hashes and is displayed (`host:port`) the same however it is spelled: in upper or lower case, with or without user
+/// and password, with or without the dot of the root, and with or without the port of the scheme, which is 443 for
+/// `https` and 80 for everything else.
 #[derive(Clone, Debug)]
 pub struct Authority {
     name: uri::Authority,
@@ -19,13 +22,14 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// The authority of a request's URI, or else the one that its `Host` names.
+    /// The authority of a request's URI, or else the one that its `Host` header names; `None` if there is neither, or if
+    /// the header cannot be read.
     #[must_use]
     pub fn of(uri: &Uri, headers: &HeaderMap) -> Option<Self> {
         Self::named(uri, headers.get(header::HOST).map(HeaderValue::as_bytes))
     }
 
-    /// The authority of a URI, or else this one, as a `Host` header has it.
+    /// As [`of`](Self::of), for a caller who has the value of the `Host` header, but not the headers.
     #[must_use]
     pub fn named(uri: &Uri, host: Option<&[u8]>) -> Option<Self> {
         let default = if uri.scheme() == Some(&Scheme::HTTPS) {

@@ -41,7 +41,7 @@ where
 /// | every other 4xx and 5xx, 501 and 505 among them | permanent |
 /// | an error | see [`error`] |
 ///
-/// A status never proves that nothing was applied. The hint is that of [`hint::http`].
+/// A success was applied; any other status leaves it open ([`Applied::Maybe`]). The hint is that of [`hint::http`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Http;
 
@@ -160,8 +160,8 @@ pub fn error(error: &(dyn Error + 'static)) -> Verdict {
     known.unwrap_or(Verdict::new(Kind::Transient, Applied::Maybe))
 }
 
-/// hyper-util gives its error of a failed name lookup or connection no name, but a client that connects with its
-/// connector and not with its client, as tonic does, has no other.
+/// The error of hyper-util's connector when a name lookup or a connection fails. hyper-util does not export its name, but
+/// a client that uses the connector without hyper-util's client, as tonic does, returns it bare.
 type ConnectError = <HttpConnector as Service<Uri>>::Error;
 
 fn never_sent(cause: &(dyn Error + 'static)) -> bool {

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-/// A moment, in nanoseconds since a moment of this process's own. Arithmetic saturates: no duration is too long for it.
+/// A moment, in nanoseconds since a start that each process has for itself: it means nothing to another process.
+///
+/// Arithmetic saturates, so no duration is too long for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
@@ -61,7 +63,7 @@ impl Instant {
     /// The last moment there is, some 580 years from now.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The moment that [`to_bits`](Self::to_bits) has made a number of.
+    /// The inverse of [`to_bits`](Self::to_bits).
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)

@@ -40,15 +40,15 @@ impl fmt::Display for Reason {
 }
 
 impl Rejected {
-    /// A refusal by a kind of layer ("breaker"), and in a few words why ("open").
+    /// A refusal by this kind of layer ("breaker"), with the reason in a few words ("open").
     #[must_use]
     #[inline]
     pub fn new(by: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
         Self::because(by, Reason::Text(reason.into()))
     }
 
-    /// A refusal whose reason is only written when somebody reads it: `describe` makes it of the figures, which are
-    /// packed as the layer likes. A layer that refuses a lot has no time for text.
+    /// A refusal whose reason is only written when somebody reads it: `describe` writes it from the figures, which the
+    /// layer may pack as it likes. For a layer that refuses so much that it has no time for text.
     #[must_use]
     pub fn with_figures(
         by: &'static str,
@@ -69,7 +69,7 @@ impl Rejected {
         }
     }
 
-    /// Adds the name of the one that refused, which its user gave it.
+    /// Adds the name that the user gave the layer.
     #[must_use]
     #[inline]
     pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
@@ -85,7 +85,7 @@ impl Rejected {
         self
     }
 
-    /// Adds the time after which another call may be let through.
+    /// Adds how long the caller is to wait, from now on, before another call may be let through.
     #[must_use]
     #[inline]
     pub fn after(mut self, retry_after: Duration) -> Self {
@@ -101,19 +101,19 @@ impl Rejected {
         self
     }
 
-    /// The kind of layer that refused.
+    /// The kind of layer that refused: of those of buttress, `"breaker"` or `"rate limit"`.
     #[must_use]
     pub fn by(&self) -> &'static str {
         self.by
     }
 
-    /// The name that the user gave the layer.
+    /// The name that the user gave the layer, if any.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// The key whose calls are refused.
+    /// The key whose calls are refused, where a layer tells them apart by key.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
@@ -128,7 +128,7 @@ impl Rejected {
         }
     }
 
-    /// When to come back, if the layer knows.
+    /// How long to wait before another call, counted from the refusal, if the layer knows.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
@@ -192,8 +192,8 @@ fn write_line(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// An error, what caused it, what caused that, and so on.
 ///
-/// It looks into an [`io::Error`] that wraps another error, which [`Error::source`] steps over. It ends after 128 errors,
-/// as a chain may be a circle.
+/// Unlike [`Error::source`], it does not step over an error that an [`io::Error`] wraps. It ends after 128 errors, as a
+/// chain may be a circle.
 pub fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -8,10 +8,10 @@ use std::{
 
 type Sink<E> = Arc<dyn Fn(&E) + Send + Sync>;
 
-/// The sinks that hear of a layer's events of type `E`; at first there are none, and an event costs nothing.
+/// The sinks that hear of a layer's events of type `E`. At first there are none, and an event costs nothing.
 ///
-/// A sink runs on the task that the event happened on: keep it short. A sink that panics is cut off for that event
-/// alone, as it must not take down the call that it watches; the panic hook still reports it.
+/// A sink runs on the task that the event happened on: keep it short. If it panics, the panic is caught, so that it does
+/// not take down the call; the panic hook reports it, the other sinks still hear of the event, and this one of the next.
 pub struct Events<E>(Vec<Sink<E>>);
 
 impl<E> Events<E> {
@@ -32,7 +32,7 @@ impl<E> Events<E> {
         self.0.is_empty()
     }
 
-    /// Tells every sink.
+    /// Calls every sink, in the order in which they were added.
     pub fn emit(&self, event: &E) {
         for sink in &self.0 {
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| sink(event))) {

@@ -6,11 +6,11 @@
 //! | 2 | `retry-after-ms` | milliseconds | Azure, `OpenAI` |
 //! | 3 | `retry-after` | seconds, or an HTTP date in each of its three forms | RFC 9110, 10.2.3 |
 //! | 4 | `ratelimit` | `"policy";r=0;t=30`: after `t` seconds, where nothing remains | draft-ietf-httpapi-ratelimit-headers-10 |
-//! | 5 | `x-ratelimit-reset` | by its size: milliseconds or seconds since 1970, or seconds from now | GitHub, Twitter, many more |
+//! | 5 | `x-ratelimit-reset` | by its size: milliseconds or seconds since 1970, or seconds from now; passed over while `x-ratelimit-remaining` is above 0 | GitHub, Twitter, many more |
 //!
-//! What cannot be read is as good as not there: it is passed over for the next. Of two lines of one header the first
-//! counts. A date is compared with the response's own `Date`, so that a wrong clock on this side changes nothing; a date
-//! in the past means now.
+//! The first of them that can be read counts ([`http()`]); a gRPC response has a header of its own ([`grpc`]). Of two
+//! lines of one header the first counts. A date is compared with the response's own `Date`, so that a wrong clock on this side
+//! changes nothing; a date in the past means now.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -94,7 +94,7 @@ fn rate_limit(headers: &HeaderMap) -> Option<Duration> {
     waits.max().map(Duration::from_secs)
 }
 
-/// Some servers send it with every response, where it says nothing as long as something remains.
+/// Some servers send it with every response: as long as something remains it is no reason to wait.
 fn rate_limit_reset(headers: &HeaderMap) -> Option<Duration> {
     const MILLIS_FROM: u64 = 1_000_000_000_000;
     const SECONDS_FROM: u64 = 1_000_000_000;

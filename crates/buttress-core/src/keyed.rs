@@ -1,11 +1,12 @@
-//! State by key, for at most so many keys.
+//! State for each key, for a limited number of keys.
 
 use std::{collections::HashMap, num::NonZeroUsize};
 
 /// How many entries are looked at to find one to drop: enough to find a cheap one, few enough to be done at once.
 const LOOKED_AT: usize = 8;
 
-/// A map that holds at most so many keys: a new one takes the place of one that is worth less.
+/// A map with a limited number of keys: when it is full, a new key takes the place of the one that is worth least among
+/// a few.
 ///
 /// Keys are hashes that the caller has made with a seeded hasher, so that nobody can aim at another's entry, and a long
 /// key takes no more room than a short one. Two keys share an entry with a chance of one in 2^64.
@@ -41,14 +42,15 @@ impl<V> Keyed<V> {
         self.entries.is_empty()
     }
 
-    /// What is known of a key.
+    /// The value of a key.
     pub fn get_mut(&mut self, key: u64) -> Option<&mut V> {
         self.places
             .get(&key)
             .map(|&place| &mut self.entries[place].1)
     }
 
-    /// What is known of a key, or else `new()`, for which the entry of the least `worth` among eight makes room.
+    /// The value of a key, which is `new()` if there was none. If the map is full, the entry of the least `worth` among
+    /// eight is dropped first.
     pub fn entry(
         &mut self,
         key: u64,
@@ -65,8 +67,8 @@ impl<V> Keyed<V> {
         &mut self.entries[place].1
     }
 
-    /// As [`entry`](Self::entry), but an entry without a worth is never dropped: nothing is known of a new key when no
-    /// other makes room, for which all of them are looked at. One that does is returned too.
+    /// As [`entry`](Self::entry), but an entry whose `worth` is `None` is never dropped. Where the first eight are of that
+    /// kind it looks on; if all are, the new key gets no entry, and the result is `None`. An entry that made room is returned.
     pub fn try_entry(
         &mut self,
         key: u64,
@@ -80,7 +82,8 @@ impl<V> Keyed<V> {
         Some((self.entry(key, new, |_| 0), removed))
     }
 
-    /// Looks at eight entries and removes those that are `done`, so that a map forgets in time what it is not asked for.
+    /// Looks at the next eight entries, and removes and returns those that are `done`. Called now and then, it comes by every
+    /// entry.
     pub fn sweep(&mut self, done: impl Fn(&V) -> bool) -> Vec<V> {
         let mut removed = Vec::new();
         for _ in 0..LOOKED_AT.min(self.len()) {
@@ -93,12 +96,12 @@ impl<V> Keyed<V> {
         removed
     }
 
-    /// Every key and what is known of it.
+    /// Every key and its value, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &V)> {
         self.entries.iter().map(|(key, value)| (*key, value))
     }
 
-    /// Forgets a key.
+    /// Drops the entry of a key, and returns its value.
     pub fn remove(&mut self, key: u64) -> Option<V> {
         let place = self.places.remove(&key)?;
         let (_, value) = self.entries.swap_remove(place);

@@ -1,4 +1,4 @@
-//! Share between layers what two of them need, and nothing else.
+//! Share what two or more layers need, and nothing else.
 //!
 //! The layers of buttress judge a call in the same words ([`Verdict`], [`Classify`]), refuse with the same type
 //! ([`Rejected`]), report through the same hook ([`Events`]) and read the same [`clock`]. You meet this crate when you
@@ -53,6 +53,10 @@ pub use keyed::Keyed;
 pub use limit::{LimitReport, Policies, QuotaPolicy, ServiceLimit};
 pub use verdict::{Applied, Hint, Kind, Verdict};
 
-/// The moment by which a call must have ended. Put it into a request's extensions, and every layer below keeps to it.
+/// The moment by which a call must have ended. Put it into the extensions of an HTTP request, above the layers that are
+/// to keep to it.
+///
+/// `RetryLayer::http` and `RetryLayer::grpc` send nothing after it, and give up an attempt that it ends.
+/// `RateLimitLayer::http` refuses a call that would wait beyond it. No other layer looks at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(pub clock::Instant);

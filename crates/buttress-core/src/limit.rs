@@ -1,4 +1,4 @@
-//! What a rate limiter tells of itself, to those who write it into an answer.
+//! What a rate limiter tells of its quotas, for those who write it into a response.
 
 use std::{
     any::Any,
@@ -12,11 +12,11 @@ use std::{
 /// A quota of a limiter, as the field `RateLimit-Policy` has it (draft-ietf-httpapi-ratelimit-headers-10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaPolicy {
-    /// What tells it from the other quotas: "hour".
+    /// The name that tells it from the limiter's other quotas, for example "hour".
     pub name: Cow<'static, str>,
-    /// The tokens that come in a window.
+    /// How many tokens come in each window.
     pub tokens: u64,
-    /// The window.
+    /// How long a window is.
     pub window: Duration,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for QuotaPolicy {
     }
 }
 
-/// The quotas of a limiter, which it shares with whomever it tells of itself: a list that can be collected and iterated.
+/// The quotas of a limiter, as a shared list: a clone is cheap. Make one with `collect`, and read it as a slice.
 #[derive(Clone, Debug)]
 pub struct Policies(Arc<Shared>);
 
@@ -49,13 +49,14 @@ struct Shared {
 }
 
 impl Policies {
-    /// Are they those of the same limiter, and not just equal?
+    /// Are both clones of one list, of one limiter, and not just equal?
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What `write` makes of them, which is kept for the next time: that of the first type that was asked for.
+    /// What `write` makes of the list. The first result is kept for the next time, and only for its type: another type is
+    /// written anew each time.
     #[doc(hidden)]
     pub fn written<T: Send + Sync + 'static>(&self, write: fn(&[QuotaPolicy]) -> T) -> Arc<T> {
         let kept = self.0.kept.get_or_init(|| Arc::new(write(self)));
@@ -92,37 +93,37 @@ impl Eq for Policies {}
 /// Where a caller stands with a limiter, as the field `RateLimit` has it (draft-ietf-httpapi-ratelimit-headers-10).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceLimit {
-    /// All its quotas.
+    /// All quotas of the limiter.
     pub policies: Policies,
-    /// Which of them bounds the caller most: a place among `policies`.
+    /// Which of them bounds the caller most: an index into `policies`.
     pub bound: usize,
-    /// The tokens that are there by that one.
+    /// The tokens that are left in that quota.
     pub remaining: u64,
-    /// The time until one more is there; zero if it is full.
+    /// The time until that quota has one token more; zero if it is full.
     pub reset: Duration,
 }
 
 impl ServiceLimit {
-    /// The quota that bounds the caller most.
+    /// The quota that bounds the caller most; `None` if `bound` is no index into `policies`.
     #[must_use]
     pub fn policy(&self) -> Option<&QuotaPolicy> {
         self.policies.get(self.bound)
     }
 }
 
-/// Where limiters say how a caller stands whom they let through. Put it into a request's extensions; once the request is
-/// answered, [`take`](Self::take) has what was said.
+/// Collects where a caller stands with the limiters that let him through. Put it into a request's extensions, and
+/// [`take`](Self::take) what the limiters below have added once there is a response.
 #[derive(Clone, Debug, Default)]
 pub struct LimitReport(Arc<Mutex<Vec<ServiceLimit>>>);
 
 impl LimitReport {
-    /// Says how the caller stands with one limiter.
+    /// Adds where the caller stands with one limiter.
     pub fn add(&self, limit: ServiceLimit) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         said.push(limit);
     }
 
-    /// What was said since the last time, from the outermost limiter on.
+    /// Takes what was added since the last time, the outermost limiter first.
     #[must_use]
     pub fn take(&self) -> Vec<ServiceLimit> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,12 +18,12 @@ pub use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// Keeps what is written often apart from what is read often: two lines, as processors fetch them in pairs.
+/// Keeps what is written often apart from what is read often: by two cache lines, as processors fetch them in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Apart<T>(pub T);
 
-/// Locks, whoever panicked before: no lock of a layer is held over code that leaves its data half changed.
+/// Locks, even if a holder has panicked: no lock of a layer is held over code that could leave its data half changed.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub struct Verdict {
     /// Did it fail, and how?
     pub kind: Kind,
-    /// Can it have had an effect?
+    /// Has the server acted on it?
     pub applied: Applied,
     /// What the server asked for.
     pub hint: Hint,
