@@ -9,8 +9,8 @@
 //! | 5 | `x-ratelimit-reset` | by its size: milliseconds or seconds since 1970, or seconds from now; passed over while `x-ratelimit-remaining` is above 0 | GitHub, Twitter, many more |
 //!
 //! The first of them that can be read counts ([`http()`]); a gRPC response has a header of its own ([`grpc`]). Of two
-//! lines of one header the first counts. A date is compared with the response's own `Date`, so that a wrong clock on this side
-//! changes nothing; a date in the past means now.
+//! lines of one header the first counts. A date is compared with the response's own `Date`, so that a wrong clock on this
+//! side changes nothing; a date in the past means now.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
