@@ -91,9 +91,9 @@ async fn a_service_that_fails_during_the_backoff_gives_the_outcome_back() {
     assert_eq!(assert_ready_ok!(response.poll()), 7);
 }
 
-// promise: RT-33
+// promise: ST-4
 #[tokio::test(start_paused = true)]
-async fn a_waiting_call_is_polled_for_nothing() {
+async fn a_call_is_not_woken_before_its_backoff_is_over() {
     let service = service_fn(async |_: u32| Ok::<_, io::Error>(1));
     let service = layer()
         .backoff(Backoff::constant(Duration::from_secs(10)))

@@ -170,9 +170,6 @@ async fn other_hosts_do_not_take_what_a_host_has_saved_up() {
     }
     assert_eq!(affordable(&layer, HOST).await, 200);
 }
-fn pool(layer: RetryLayer, capacity: u32) -> RetryLayer {
-    layer.budget(Budget::tokens_of(count(capacity), count(1), count(1)))
-}
 
 // promise: RT-19
 #[tokio::test(start_paused = true)]
@@ -296,7 +293,8 @@ async fn exactly_the_memory_that_there_is_is_used() {
 // promise: RT-15
 #[tokio::test(start_paused = true)]
 async fn a_body_that_cannot_be_replayed_costs_nothing() {
-    let layer = pool(plain().replay_limit(8), 2);
+    let two = Budget::tokens_of(count(2), count(1), count(1));
+    let layer = plain().replay_limit(8).budget(two);
     let chunks = ["12345", "12345"].map(|chunk| Ok::<_, BoxError>(Frame::data(Bytes::from(chunk))));
     let request = keyed(HOST).map(|_| StreamBody::new(futures_util::stream::iter(chunks)));
     let backend = Backend::new(|_| status(503));

@@ -40,14 +40,14 @@ pub(crate) fn plain() -> RetryLayer {
 pub(crate) fn stalled(sent: usize, alive: &Arc<()>) -> Response<AnswerBody> {
     let guard = alive.clone();
     let chunk = Frame::data(Bytes::from(vec![b'x'; sent]));
-    let stream = tokio_stream(chunk, guard);
+    let stream = then_nothing(chunk, guard);
     Response::builder()
         .status(500)
         .body(StreamBody::new(stream).boxed_unsync())
         .unwrap()
 }
 
-fn tokio_stream(
+fn then_nothing(
     chunk: Frame<Bytes>,
     guard: Arc<()>,
 ) -> impl futures_core::Stream<Item = Result<Frame<Bytes>, BoxError>> + Send {
