@@ -1,4 +1,4 @@
-//! Request bodies that can be sent once more.
+//! Request bodies that can be sent again.
 
 use std::{
     collections::VecDeque,
@@ -78,7 +78,7 @@ impl Held {
     }
 
     fn give_back(&mut self, bytes: usize) {
-        // Relaxed: pairs with the addition in `grow`, see there.
+        // Relaxed: it pairs with the additions in `grow` and `take`, see `grow`.
         self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
         self.bytes -= bytes;
     }
@@ -143,7 +143,7 @@ enum Origin<B> {
     /// A reader polls it. It does so without the lock, for the body may do as it likes.
     Away,
     Ended,
-    /// What it would have given nobody knows.
+    /// It failed or panicked: nobody knows what else it would have given.
     Failed,
 }
 
@@ -220,12 +220,12 @@ impl<B> Copy<B> {
         ReplayBody(match &self.0 {
             None => Kind::Empty,
             Some(source) => {
-                let mut unread = lock(source);
-                (unread.read, unread.trailers_read) = (0, false);
-                unread.reading = true;
+                let mut locked = lock(source);
+                (locked.read, locked.trailers_read) = (0, false);
+                locked.reading = true;
                 Kind::Replayed(Reader {
                     source: source.clone(),
-                    attempt: unread.attempt,
+                    attempt: locked.attempt,
                 })
             }
         })
@@ -275,8 +275,8 @@ impl<B> Source<B> {
         Some(Frame::trailers(trailers))
     }
 
-    /// Keeps a frame that was read, if there is room for it, and in any case what a reader has read that is no more the
-    /// latest.
+    /// Keeps a frame that was read, if there is room for it. What a reader has read that is no more the latest is kept in
+    /// any case, for the latest has yet to read it.
     fn keep(&mut self, frame: &Frame<Bytes>, by_latest: bool) {
         if by_latest && !self.keep {
             return;

@@ -19,7 +19,7 @@ const TOKEN: u64 = 1_000_000;
 
 const DEFAULT_KEYS: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
 
-/// Bounds the retries by what the calls that succeed pay in, so that a service that is down is not kept down.
+/// Bounds the retries by what successful calls pay in, so that retries do not keep a service down.
 ///
 /// | | starts with | a success pays in | a retry costs |
 /// |---|---|---|---|
@@ -30,9 +30,9 @@ const DEFAULT_KEYS: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
 /// Each authority (`host:port`) has an account of its own. An account is kept while it differs from a new one, for at
 /// most [`max_keys`](Self::max_keys) authorities; beyond those, the one among eight that differs least is forgotten.
 ///
-/// Deposits come from successes alone. A budget that is funded by *requests*, as Finagle's, still pays for retries when
-/// everything fails, which keeps a service down that has lost capacity for a moment. The default's numbers are those of
-/// the retry behaviour 2.1 of the AWS SDKs (2026).
+/// Deposits come from successes alone. A budget that is funded by *requests*, as Finagle's is, still pays for retries when
+/// everything fails, and so keeps a service down that has lost capacity for a moment. The numbers of the default are those
+/// of the AWS SDKs' retry behaviour 2.1 (2026).
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     rules: Option<Rules>,
@@ -40,7 +40,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// 500 tokens for each authority; a retry costs 14, or 5 after throttling; a success gives 1, or the cost back.
+    /// 500 tokens for each authority. A retry costs 14, or 5 after throttling. A success pays in 1, or, if it took retries,
+    /// what the last of them took.
     #[must_use]
     pub const fn tokens() -> Self {
         const fn count(tokens: u32) -> NonZeroU32 {
@@ -49,8 +50,8 @@ impl Budget {
         Self::tokens_of(count(500), count(14), count(5))
     }
 
-    /// [`tokens`](Self::tokens) with numbers of your own: how many there are, what a retry costs, and what one costs
-    /// that follows on throttling.
+    /// [`tokens`](Self::tokens) with numbers of your own: how many tokens an authority has, what a retry costs, and what a
+    /// retry after throttling costs.
     #[must_use]
     pub const fn tokens_of(
         capacity: NonZeroU32,
@@ -70,11 +71,11 @@ impl Budget {
     }
 
     /// One retry for every `1 / ratio` successes: `0.2` is one for every five. At first there are none; at most 10,000
-    /// are saved up.
+    /// retries are saved up.
     ///
     /// # Panics
     ///
-    /// When the ratio is not in `[0.000001, 1]`; not a number is not in it either.
+    /// When the ratio is not in `[0.000001, 1]`, or is not a number.
     #[must_use]
     pub const fn ratio(ratio: f64) -> Self {
         assert!(
@@ -108,10 +109,11 @@ impl Budget {
         }
     }
 
-    /// Grants this many retries a second, for each authority, even when nothing is left; by default none.
+    /// Grants this many retries a second, for each authority, even when nothing is left; by default none. It changes
+    /// nothing for [`unlimited`](Self::unlimited).
     ///
-    /// Finagle and tower do so. It is a budget in name only for a client that sends fewer requests than that: at 5
-    /// requests a second that all fail, three attempts and a floor of 10, it sends nearly three times as many.
+    /// Finagle and tower do so. For a client that sends fewer requests than that it is no limit at all: with 5 requests a
+    /// second that all fail, three attempts and a floor of 10, nearly three times as many are sent.
     #[must_use]
     pub const fn floor(mut self, per_second: NonZeroU32) -> Self {
         if let Some(rules) = &mut self.rules {

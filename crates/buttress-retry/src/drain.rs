@@ -20,8 +20,8 @@ use crate::body::{Held, Memory};
 /// The body of a response as the caller gets it: as it arrives, or what was kept of it before a backoff.
 ///
 /// A response that is retried is read to its end first, so that its connection can be used again. It comes to the caller
-/// after all when the later attempts come to nothing; if it was too large or too slow to be read whole, its body ends
-/// with an error that says so.
+/// after all when the later attempts come to nothing; if it was too large or too slow to be read whole, or there was no
+/// memory left to keep it, its body ends with an error that says so.
 #[derive(Debug)]
 #[pin_project]
 pub struct ResponseBody<B: Body>(#[pin] State<B>);
@@ -130,7 +130,7 @@ impl<D> fmt::Debug for Kept<D> {
     }
 }
 
-/// The error at the end of a response body of which the rest was not waited for.
+/// The error at the end of a response body that was not read to its end.
 #[derive(Debug)]
 struct Cut;
 

@@ -17,9 +17,9 @@ pub enum Event {
     Retry {
         /// Which retry of its call it is: 1, 2, and so on.
         number: u32,
-        /// The time until it is sent.
+        /// The time from now until it is due. It is sent then, or as soon as the service below is ready.
         delay: Duration,
-        /// What the delay comes from.
+        /// Where the delay comes from.
         source: DelaySource,
         /// What the attempt before it came to.
         cause: Cause,
@@ -42,7 +42,7 @@ pub enum Event {
 pub enum DelaySource {
     /// From the [`Backoff`](crate::Backoff).
     Backoff,
-    /// The server named a time, to which up to half of it was added by chance.
+    /// The server named a time, and up to half of it was added by chance.
     Hint,
     /// A gRPC server named the exact time.
     Pushback,
@@ -70,21 +70,22 @@ pub enum Outcome {
     Ok,
     /// A later attempt succeeded.
     OkAfterRetry,
-    /// It failed, and so did all the attempts that it may have.
+    /// Every attempt that it may have has failed.
     Attempts,
     /// It failed, and the budget does not pay for another attempt.
     Budget,
     /// The time that the call may take was over, or did not suffice for another attempt.
     Deadline,
-    /// It failed in a way that another attempt would not help.
+    /// It failed in a way that another attempt would not mend.
     NotRetryable,
     /// It failed after it may have been applied, and cannot be applied twice.
     NotIdempotent,
-    /// It failed after a body was sent that is too large to be kept.
+    /// It failed, and there is no whole copy of its body to send again: the body is too large, the memory for copies was
+    /// used up, or the body itself failed.
     BodyNotReplayable,
-    /// A layer on this side refused it, or the service below was not ready.
+    /// A layer on this side refused it, or the service below failed while it got ready for a retry.
     Refused,
-    /// The server said not to try again, or not within a time that is worth the wait.
+    /// The server said not to try again, or asked for a longer wait than [`max_hint`](crate::RetryLayer::max_hint).
     Vetoed,
     /// The caller dropped it.
     Cancelled,

@@ -29,8 +29,8 @@ use crate::{
 
 /// The response of a [`Retry`](crate::Retry) service, after as many attempts as it takes.
 ///
-/// It may be dropped at any time: the attempt under way is dropped with it, nothing more is sent, and what a retry has
-/// cost that was not sent goes back to the budget.
+/// It may be dropped at any time: the attempt under way is dropped with it, nothing more is sent, and the budget gets back
+/// what it paid for a retry that was not sent.
 #[pin_project]
 #[must_use = "a call does nothing until its future is polled"]
 pub struct ResponseFuture<Req, S, C, R>
@@ -46,13 +46,13 @@ where
     call: Call<S, C, R, R::Copy, R::Response>,
 }
 
-/// tokio's timer takes more to make than all else that a call needs which succeeds at once, so it is made when there is
-/// something to wait for.
+/// A time limit. To make tokio's timer costs more than all the rest of a call that succeeds at once, so it is made only
+/// when there is something to wait for.
 #[pin_project(project = TimerProj)]
 enum Timer {
     /// It never fires.
     Off,
-    /// It fires then, and nobody has waited for it.
+    /// It fires at this moment; nobody has waited for it yet.
     Set(Instant),
     Running(#[pin] Sleep),
 }
@@ -112,7 +112,7 @@ pub(crate) struct Call<S, C, R, Copy, Res> {
     exact: bool,
     /// The last real outcome, for the case that nothing better comes.
     last: Option<Box<Result<Res, BoxError>>>,
-    /// Does it say that nothing was sent? That must not be said of a later attempt that was.
+    /// Does it say that nothing was sent? Then it must not stand for a later attempt, which was sent.
     last_unsent: bool,
     ended: bool,
 }
@@ -162,7 +162,7 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         Timer::of(self.backoff_left().filter(|left| !left.is_zero()))
     }
 
-    /// How long a response may be read before it is given up.
+    /// How long the rest of a response may be read before it is given up.
     fn drain_time(&self, most: Duration) -> Duration {
         let backoff = self.backoff_left().filter(|_| self.exact);
         let limits = [self.time_left(), backoff];
@@ -618,7 +618,9 @@ where
     }
 }
 
-/// The time of a call, or of its only attempt, was over before there was any outcome.
+/// The error of a call that a time limit has ended, its own or that of its attempts, and that has no better outcome.
+///
+/// The request may have been applied, unless the call's time was over before it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimedOut;
 

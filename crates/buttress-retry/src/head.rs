@@ -29,7 +29,7 @@ pub(crate) struct Head {
     lines: usize,
 }
 
-/// The bit that marks a value as sensitive: no value is as long as that.
+/// The bit of a value's length that marks the value as sensitive: no value is that long.
 const SENSITIVE: u64 = 1 << 63;
 
 /// Text that was taken from a valid head is valid.

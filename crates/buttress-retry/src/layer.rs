@@ -83,22 +83,22 @@ impl<C, R> RetryLayer<C, R> {
         }
     }
 
-    /// Tries a call at most this many times again, on top of the first attempt; by default 2.
+    /// Tries a call at most this many times again, on top of the first attempt; by default 2. With 0 nothing is retried.
     #[must_use]
     pub fn max_retries(mut self, max_retries: u32) -> Self {
         self.shared.policy.max_retries = max_retries;
         self
     }
 
-    /// Waits this long between attempts; by default full jitter from 50 ms, at most 20 s.
+    /// Sets the delays between attempts; by default full jitter from 50 ms, at most 20 s.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.shared.policy.backoff = backoff;
         self
     }
 
-    /// Waits this long after throttling (429, or a failure with a hint when to come back); by default full jitter from
-    /// 1 s, at most 20 s.
+    /// Sets the delays after throttling (429, or a failure with a hint when to come back); by default full jitter from 1 s,
+    /// at most 20 s.
     #[must_use]
     pub fn throttled_backoff(mut self, backoff: Backoff) -> Self {
         self.shared.policy.throttled_backoff = backoff;
@@ -159,8 +159,8 @@ impl<C, R> RetryLayer<C, R> {
         self
     }
 
-    /// Draws all jitter from one generator with this seed, so that a run can be repeated; by default each thread has
-    /// one that nobody can foretell.
+    /// Draws all jitter from one generator with this seed, so that a run can be repeated; by default each thread has a
+    /// generator of its own, with a seed from the system.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.shared.seeded = Some(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
@@ -176,17 +176,18 @@ impl<C, R> RetryLayer<C, R> {
 }
 
 impl<C, I> RetryLayer<C, CloneReplay<I>> {
-    /// Sends only these requests again when they may have been applied; by default every one.
+    /// Says which requests are sent again though they may have been applied; by default every one.
     #[must_use]
     pub fn idempotent<J>(self, idempotent: J) -> RetryLayer<C, CloneReplay<J>> {
         RetryLayer {
-            shared: self.shared.replay(|_| CloneReplay { idempotent }),
+            shared: self.shared.map_replay(|_| CloneReplay { idempotent }),
         }
     }
 }
 
 impl<C, I> RetryLayer<C, HttpReplay<I>> {
-    /// Sends these requests again when they may have been applied; by default [`ByMethod`] for HTTP, [`Never`] for gRPC.
+    /// Says which requests are sent again though they may have been applied; by default those of [`ByMethod`] for HTTP,
+    /// none for gRPC ([`Never`]).
     ///
     /// ```
     /// # use buttress_retry::RetryLayer;
@@ -204,7 +205,7 @@ impl<C, I> RetryLayer<C, HttpReplay<I>> {
     #[must_use]
     pub fn idempotent<J>(self, idempotent: J) -> RetryLayer<C, HttpReplay<J>> {
         RetryLayer {
-            shared: self.shared.replay(|old| HttpReplay {
+            shared: self.shared.map_replay(|old| HttpReplay {
                 idempotent,
                 resend_header: old.resend_header,
                 body_limit: old.body_limit,
@@ -223,15 +224,15 @@ impl<C, I> RetryLayer<C, HttpReplay<I>> {
         self
     }
 
-    /// Keeps request bodies of up to this many bytes; by default 64 KiB. A request with a larger one is sent once.
+    /// Keeps copies of request bodies of up to this many bytes; by default 64 KiB. A request with a larger one is sent once.
     #[must_use]
     pub fn replay_limit(mut self, bytes: usize) -> Self {
         self.shared.replay.body_limit = bytes;
         self
     }
 
-    /// Keeps at most this many bytes of bodies for all calls together; by default 16 MiB. Beyond that a request is sent
-    /// once, but never held up.
+    /// Keeps at most this many bytes for all calls together, in copies of request bodies and in responses that were read
+    /// before a backoff; by default 16 MiB. Beyond that a request is sent once, but never held up.
     #[must_use]
     pub fn replay_memory(mut self, bytes: usize) -> Self {
         self.shared.replay.memory = Memory::new(bytes);
@@ -251,7 +252,7 @@ impl<C, I> RetryLayer<C, HttpReplay<I>> {
 }
 
 impl<C, R> Shared<C, R> {
-    fn replay<T>(self, change: impl FnOnce(R) -> T) -> Shared<C, T> {
+    fn map_replay<T>(self, change: impl FnOnce(R) -> T) -> Shared<C, T> {
         Shared {
             policy: self.policy,
             classifier: self.classifier,

@@ -112,13 +112,15 @@
 //! # Errors
 //!
 //! The caller gets the last real outcome: a response as the server sent it, or the error of the service below, boxed.
-//! Only when a time limit ends before there is any outcome the error is [`TimedOut`].
+//! The error is [`TimedOut`] only when a time limit ended the call before there was any outcome, or when the only one was
+//! that nothing had been sent: the attempt that timed out may have been applied, and the error must not hide that.
 //!
 //! # Cancellation
 //!
-//! A call may be dropped at any time. The attempt under way is dropped with it, nothing more is sent, and what a retry has
-//! cost that was not sent goes back to the budget. The layer needs a tokio runtime with its timer, from the first delay
-//! or time limit on.
+//! A call may be dropped at any time. The attempt under way is dropped with it, nothing more is sent, and the budget gets
+//! back what it paid for a retry that was not sent.
+//!
+//! Delays and time limits need a tokio runtime with its timer; a call that has neither needs none.
 //!
 //! # Order in a stack
 //!

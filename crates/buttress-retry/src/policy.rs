@@ -68,7 +68,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Decides what follows on a verdict, for a call that has `time_left` if its time is limited.
+    /// Decides what follows a verdict, for a call that has `time_left` if its time is limited.
     pub(crate) fn decide(
         &self,
         progress: &mut Progress,

@@ -1,4 +1,4 @@
-//! What a protocol knows of sending a request again: of which ones there may be two, and how to make the second.
+//! What a protocol knows of sending a request again: which requests may be sent twice, and how to make the second.
 
 use std::{
     sync::Arc,
@@ -22,7 +22,7 @@ use crate::{
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Which attempt of how many a request is: an extension of every request that is sent again.
+/// Which attempt a request is, and of how many: an extension of every request that is sent again.
 ///
 /// The first attempt of a call has none, as it would be an allocation for every call that succeeds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,14 +30,14 @@ static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub struct Attempt {
     /// The number of the attempt: 2 is the first retry.
     pub number: u32,
-    /// The attempts that there can be.
+    /// How many attempts the call may have, the first included.
     pub max: u32,
 }
 
-/// Says of which requests the service may be given two: where the first may have been applied, applying the second
-/// changes nothing more. A function or closure of the same shape is one too.
+/// Says which requests may be sent again though the first may have been applied, because applying one twice changes no
+/// more than applying it once. A function or closure of the same shape is one too.
 pub trait Idempotent<Req> {
-    /// May it be sent again though it may have been applied?
+    /// May the request be sent again though it may have been applied?
     fn idempotent(&self, request: &Req) -> bool;
 }
 
@@ -89,7 +89,7 @@ fn can_be_keyed(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PATCH)
 }
 
-/// What a request says of its call, read before it is gone.
+/// What a request says of its call, read before the request is sent.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -101,9 +101,9 @@ pub struct Plan {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Special {
-    /// A key stands for the call: while the first attempt still runs, the server answers 409.
+    /// It has an idempotency key: a 409 means that the first attempt still runs.
     keyed: bool,
-    /// After a response head the connection belongs to the caller.
+    /// It is a CONNECT or an upgrade: after a response head the connection belongs to the caller.
     pub(crate) tunnel: bool,
 }
 
@@ -127,13 +127,13 @@ pub trait Replay<Req>: sealed::Sealed {
     /// Is it small enough for a copy?
     #[doc(hidden)]
     fn can_keep(&self, request: &Req) -> bool;
-    /// The request for the first attempt, a copy of which is put in its place.
+    /// The request for the first attempt; what later ones are made from is put into `copy`.
     #[doc(hidden)]
     fn send(&self, request: Req, copy: &mut Option<Self::Copy>) -> Self::Request;
     /// The request for the only attempt.
     #[doc(hidden)]
     fn send_once(&self, request: Req) -> Self::Request;
-    /// Can it be sent again?
+    /// Is all there that has been sent, so that it can be sent again?
     #[doc(hidden)]
     fn is_whole(&self, copy: &Self::Copy) -> bool;
     /// Takes it away from the attempt that has it, if it can be sent again.
@@ -142,12 +142,12 @@ pub trait Replay<Req>: sealed::Sealed {
     #[doc(hidden)]
     fn send_again(&self, copy: &Self::Copy, attempt: Attempt) -> Self::Request;
     #[doc(hidden)]
-    fn key(&self, request: &Req, pool: &KeyMaker<'_>) -> u64;
+    fn key(&self, request: &Req, keys: &KeyMaker<'_>) -> u64;
     #[doc(hidden)]
-    fn key_of_copy(&self, copy: &Self::Copy, pool: &KeyMaker<'_>) -> u64;
+    fn key_of_copy(&self, copy: &Self::Copy, keys: &KeyMaker<'_>) -> u64;
 }
 
-/// How responses are given up or given to the caller. [`HttpReplay`] and [`CloneReplay`] implement it.
+/// How a response is handed to the caller, or put aside for a retry. [`HttpReplay`] and [`CloneReplay`] implement it.
 pub trait Settle<Res>: sealed::Sealed {
     /// What the caller gets.
     type Response;
@@ -311,7 +311,7 @@ impl<I> HttpReplay<I> {
         }
     }
 
-    /// What the header says is what this layer has done.
+    /// Takes the resend header off a first attempt: it is to say what this layer has done, and no other.
     #[inline]
     fn without_resends(&self, headers: &mut HeaderMap) {
         if let Some(name) = &self.resend_header {
