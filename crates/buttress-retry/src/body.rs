@@ -11,7 +11,7 @@ use std::{
 
 use buttress_core::{
     BoxError,
-    sync::{AtomicUsize, Mutex, Ordering, lock},
+    sync::{AtomicUsize, Mutex, Ordering, lock, wake},
 };
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -209,9 +209,7 @@ impl<B> Copy<B> {
             source.waiting.take()
         };
         // The earlier attempt may still be at its upload, and must learn that it is over.
-        if let Some(waiting) = waiting {
-            waiting.wake();
-        }
+        waiting.into_iter().for_each(wake);
         true
     }
 
@@ -314,7 +312,7 @@ impl<B> Drop for Polling<'_, B> {
         source.stop_keeping();
         let waiting = source.waiting.take();
         drop(source);
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_iter().for_each(wake);
     }
 }
 
@@ -373,7 +371,7 @@ where
         // It was taken over meanwhile, and the later reader may wait for the body to come back.
         let waiting = source.waiting.take();
         drop(source);
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_iter().for_each(wake);
         Poll::Ready(Some(Err(Lost::ToAnother.into())))
     }
 
@@ -480,7 +478,11 @@ impl Error for Lost {}
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, task::Poll};
+    use std::{
+        future::poll_fn,
+        panic::{AssertUnwindSafe, catch_unwind},
+        task::Wake,
+    };
 
     use futures_util::FutureExt;
     use http_body_util::{BodyExt, Full, StreamBody};
@@ -772,13 +774,39 @@ mod tests {
         let memory = Memory::new(1_000);
         let (mut body, copy) = ReplayBody::copied(PanicsOnce(0), 100, &memory);
         next(&mut body);
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| next(&mut body)));
+        let panicked = catch_unwind(AssertUnwindSafe(|| next(&mut body)));
         assert!(panicked.is_err());
         assert!(!copy.is_whole() && !copy.reclaim());
         assert!(!body.is_end_stream());
         let error = next(&mut body).unwrap().unwrap_err();
         assert_eq!(error.to_string(), "the request body has failed before");
         assert_eq!(memory.used(), 0);
+    }
+
+    // promise: RT-26
+    #[test]
+    fn a_waker_that_panics_takes_nobody_down() {
+        struct Panics;
+
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("this waker panics");
+            }
+        }
+
+        let waker = Waker::from(Arc::new(Panics));
+        let mut cx = Context::from_waker(&waker);
+        let endless = StreamBody::new(futures_util::stream::pending::<
+            Result<Frame<Bytes>, BoxError>,
+        >());
+        let (mut first, copy) = ReplayBody::copied(endless, 100, &Memory::new(1_000));
+        assert!(Pin::new(&mut first).poll_frame(&mut cx).is_pending());
+        assert!(copy.reclaim(), "the call goes on");
+
+        // A second panic while the first unwinds would end the process.
+        let (mut body, _copy) = ReplayBody::copied(PanicsOnce(1), 100, &Memory::new(1_000));
+        let poll = AssertUnwindSafe(|| Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        assert!(catch_unwind(poll).is_err());
     }
 
     /// Drops what it was given when it is polled.
