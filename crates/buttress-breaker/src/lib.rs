@@ -164,6 +164,7 @@
 
 mod call;
 mod circuit;
+mod classify;
 mod event;
 pub mod future;
 mod gate;
@@ -179,13 +180,12 @@ mod service;
 mod settings;
 mod shared;
 mod track;
-mod verdict;
 mod window;
 
+pub use classify::Http;
 pub use event::{Cause, Event, Outcome, ProbeResult, Reason, State};
 pub use handle::{Handle, Handles, Snapshot};
 pub use keys::{ByAuthority, ByKey, Keys, One};
 pub use layer::BreakerLayer;
 pub use service::Breaker;
 pub use track::{Bodies, HeadOnly, Track, TrackedBody};
-pub use verdict::Http;
