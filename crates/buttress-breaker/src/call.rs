@@ -67,13 +67,14 @@ impl Call {
         (future, call)
     }
 
-    /// Hands the permit on.
+    /// The permit, to make the call with.
     pub(crate) fn into_permit(mut self) -> Permit {
         self.stage = Stage::Over;
         self.permit
     }
 
-    pub(crate) fn with(shared: Arc<Shared>, permit: Permit) -> Self {
+    /// Holds a permit for a call that is yet to be made.
+    pub(crate) fn reserved(shared: Arc<Shared>, permit: Permit) -> Self {
         Self {
             shared,
             permit,

@@ -7,8 +7,10 @@ static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// Judges HTTP responses for a breaker: 500, 502, 503, 504 and errors of the transport are failures.
 ///
-/// A 4xx says that the server is well enough to refuse, and is ignored, and so are 429, 501 and 505. So is a response
-/// that was not made by the handler but comes from the memory of an idempotency layer (`Idempotency-Replayed`).
+/// A 4xx says that the server is well enough to refuse, and is ignored; 429 is throttling, which is ignored too unless
+/// [`throttling_fails`](crate::BreakerLayer::throttling_fails) says otherwise. 501 and 505 are ignored, and so is a
+/// response that the handler did not make, but that comes from the memory of an idempotency layer
+/// (`Idempotency-Replayed`).
 ///
 /// The hint is that of [`hint::retry_after`].
 #[derive(Clone, Copy, Debug, Default)]

@@ -18,8 +18,9 @@ pub enum Event {
         reason: Reason,
         /// Did it take longer than a call should ([`slow_calls`](crate::BreakerLayer::slow_calls))?
         slow: bool,
-        /// Did it count? Not if it was let through in another era than the one it ended in, in shadow mode, or without a
-        /// breaker.
+        /// Did it count, as a success or a failure? What says nothing of the service does not, nor does a call that was
+        /// let through before a change of state and ended after it, one that shadow mode would have refused, or one
+        /// without a breaker.
         counted: bool,
         /// Whose breaker it is, where there is one for each key.
         key: Option<Arc<str>>,
@@ -63,7 +64,7 @@ pub enum Event {
     /// The share of calls that is let through after closing has changed.
     #[non_exhaustive]
     Ramp {
-        /// In percent; 100 when the ramp is over.
+        /// The share in percent; 100 when the ramp is over.
         percent: u8,
         /// Whose breaker it is, where there is one for each key.
         key: Option<Arc<str>>,
@@ -76,7 +77,8 @@ pub enum Event {
         /// Whose breaker it was.
         key: Arc<str>,
     },
-    /// A call was let through without a breaker: every key that is kept has an open one, and this call's is another.
+    /// A call was let through without a breaker: its key is new, and every key that is kept has a breaker that is not closed
+    /// and may not be forgotten ([`max_keys`](crate::BreakerLayer::max_keys)).
     Untracked,
 }
 

@@ -42,7 +42,7 @@ impl Gate {
         loop {
             let until = match shared.admit_or_wait(&mut waiting.ticket, cx.waker()) {
                 Ok(permit) => {
-                    self.held = Some(Call::with(shared.clone(), permit));
+                    self.held = Some(Call::reserved(shared.clone(), permit));
                     self.waiting = None;
                     return Poll::Ready(());
                 }

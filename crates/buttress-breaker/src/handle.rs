@@ -1,4 +1,4 @@
-//! Look at a breaker from outside, and take it out of its own hands.
+//! Look at a breaker from outside, and overrule it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -125,10 +125,11 @@ impl Handles {
         Self { breakers }
     }
 
-    /// The breaker of a key, by the first 256 bytes of what its `Display` says: for an authority that is `host:port` in
-    /// lower case. There is none
-    /// before its first call, and none after it has been idle for long: it is then forgotten, and a handle that was taken
-    /// before is not the one of the next.
+    /// The breaker of a key, by the first 256 bytes of what its `Display` writes: for an authority that is `host:port` in
+    /// lower case.
+    ///
+    /// There is none before the first call of the key, and none after it was idle for long: then the breaker is forgotten,
+    /// and a handle that was taken before does not belong to the breaker that the next call makes.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Handle> {
         self.breakers.named(key).map(Handle::new)

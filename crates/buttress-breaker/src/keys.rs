@@ -184,7 +184,7 @@ impl Breakers {
 }
 
 impl Entry {
-    /// What would be lost with it; nothing if it must stay. A breaker that refuses, or may, stays while it is used.
+    /// What would be lost with it, or `None` if it must stay. A breaker that refuses, or may, stays while it is used.
     fn worth(&self, now: Instant, idle: Duration) -> Option<u64> {
         if self.shared.is_closed() {
             Some(self.used.to_bits())

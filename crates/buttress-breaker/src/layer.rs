@@ -19,8 +19,8 @@ use crate::{
 
 /// Stops calling what fails, for a while. See the [crate docs](crate) for an example.
 ///
-/// Every service that it makes, and every clone of it or of them, shares its breaker. A setter makes a new one: set first,
-/// then clone and take handles.
+/// Every service that it makes, and every clone of it or of them, shares its breaker. A setter makes a new breaker: set
+/// first, then clone and take handles.
 pub struct BreakerLayer<C = Http, K = One, T = HeadOnly> {
     classifier: C,
     keys: K,
@@ -49,8 +49,8 @@ impl BreakerLayer<classify::Grpc, One, Bodies> {
 }
 
 impl<C> BreakerLayer<C> {
-    /// For any service, with a [classifier](buttress_core::Classify) of your own: transient failures count, throttling
-    /// may ([`throttling_fails`](Self::throttling_fails)), everything but a success is ignored otherwise.
+    /// For any service, with a [classifier](buttress_core::Classify) of your own. What it calls transient is a failure, what
+    /// it calls throttled may be one ([`throttling_fails`](Self::throttling_fails)), and what else is no success is ignored.
     #[must_use]
     pub fn new(classifier: C) -> Self {
         let settings = Settings::default();
@@ -79,7 +79,7 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
 
     fn with(classifier: C, keys: K, track: T, settings: Settings) -> Self {
         let mut these = settings.clone();
-        // Of those who wait none is refused, and so there is no share of them to let through.
+        // Those who wait are not refused, so there is no share of them to let through.
         these.rules.ramp &= !K::WAITS;
         Self {
             classifier,
@@ -90,8 +90,8 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
         }
     }
 
-    /// Looks at the calls of this last time; by default 10 s. It is kept in ten parts, so its edge is off by a tenth at
-    /// most.
+    /// Counts the calls that ended within the last `length`; by default 10 s. The window is kept in ten parts, so its edge
+    /// is off by a tenth at most.
     ///
     /// # Panics
     ///
@@ -105,7 +105,7 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
         self.change(|settings| settings.rules.window = Kind::Time(length))
     }
 
-    /// Looks at this many last calls; by default at those of the last 10 s.
+    /// Counts this many of the last calls, however long ago they ended; by default those of the last 10 s.
     #[must_use]
     pub fn count_window(self, calls: NonZeroU32) -> Self {
         self.change(|settings| settings.rules.window = Kind::Calls(calls))
@@ -113,8 +113,8 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
 
     /// Opens after this many failures in a row, and looks at nothing else; by default there is a window.
     ///
-    /// The cheapest to keep, and the quickest to open by mistake: at a thousand calls a second of which one in ten fails,
-    /// five in a row come up every two minutes.
+    /// It costs least, and opens by mistake most easily: at a thousand calls a second of which one in ten fails, five
+    /// failures in a row come up every two minutes.
     #[must_use]
     pub fn consecutive_only(self, failures: NonZeroU32) -> Self {
         self.change(|settings| settings.rules.window = Kind::InARow(failures))
@@ -138,15 +138,16 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
         self.change(|settings| settings.rules.min_calls = calls)
     }
 
-    /// While the window holds fewer calls than that, opens after this many failures in a row; by default 5, with `None`
-    /// never.
+    /// While the window holds fewer calls than [`min_calls`](Self::min_calls), opens after this many failures in a row; by
+    /// default 5. With `None` it does not.
     #[must_use]
     pub fn consecutive(self, failures: Option<NonZeroU32>) -> Self {
         self.change(|settings| settings.rules.in_a_row = failures)
     }
 
-    /// Opens too when at least this share of the calls took longer than this to the head of their response; by default
-    /// off, and a good value for the share is 0.8. Where only failures in a row count, slowness does not.
+    /// Opens too when at least this share of the calls in the window took longer than `threshold` to the head of their
+    /// response; by default off, and a good value for the share is 0.8. With [`consecutive_only`](Self::consecutive_only)
+    /// slow calls do not count.
     ///
     /// # Panics
     ///
@@ -158,8 +159,8 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
     }
 
     /// Stays open for this time at first, twice as long for every opening that is not forgiven, and no longer than `max`;
-    /// by default 5 s and 60 s. Up to half of it is taken off by chance. An opening is forgiven after a time without one,
-    /// as long as the breaker was open.
+    /// by default 5 s and 60 s. Up to half of it is taken off by chance. An opening is forgiven when, after closing, as much
+    /// time has passed without another as its full open time was, the last one first.
     ///
     /// # Panics
     ///
@@ -176,8 +177,8 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
         })
     }
 
-    /// Takes a failing server's word for when it will be back up to this time; by default 300 s. A longer one counts as
-    /// this.
+    /// Stays open for as long as a failing server asks for (`Retry-After`, a pushback), but no longer than this; by default
+    /// 300 s.
     #[must_use]
     pub fn max_hint(self, max_hint: Duration) -> Self {
         self.change(|settings| settings.rules.max_hint = max_hint)
@@ -195,11 +196,11 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
         self.change(|settings| settings.rules.in_flight = (first, then))
     }
 
-    /// Gives a probe this much time: after that its slot is free for another, and its result counts for nothing; by
-    /// default twice the open time, or twice the lease before if that has expired, and 10 s at most.
+    /// Gives a probe this much time, its lease: after that its slot is free for another, and its result counts for nothing;
+    /// by default twice the open time, or twice the lease before if that has expired, and 10 s at most.
     ///
-    /// Calls that take longer never close the breaker: set it to more than they take, to the end of the body where that
-    /// is tracked.
+    /// Calls that take longer never close the breaker: set it to more than your calls take, to the end of the body where
+    /// that is tracked.
     ///
     /// # Panics
     ///
@@ -239,7 +240,7 @@ impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
         self.change(|settings| settings.shadow = true)
     }
 
-    /// Calls itself so in its refusals; by default it has no name.
+    /// Sets the name that its refusals have; by default it has none.
     #[must_use]
     pub fn name(self, name: impl Into<Arc<str>>) -> Self {
         self.change(|settings| settings.name = Some(name.into()))
@@ -287,6 +288,9 @@ impl<C, T> BreakerLayer<C, One, T> {
     /// Has a breaker for each key that this function makes of a request; by default there is one for all. At most
     /// [`max_keys`](Self::max_keys) are kept.
     ///
+    /// A key has to be `Hash` and `Display`. Keys are told apart by their hash; refusals, events and handles show the first
+    /// 256 bytes of what `Display` writes.
+    ///
     /// ```
     /// use buttress_breaker::BreakerLayer;
     /// use http::Request;
@@ -317,16 +321,16 @@ impl<C, T, const WAITS: bool> BreakerLayer<C, One<WAITS>, T> {
 
 /// For layers that have a breaker for each key.
 impl<C, K: Sealed, T> BreakerLayer<C, K, T> {
-    /// Keeps the breakers of at most this many keys; by default 1,000. A new key takes the place of one that has not been
-    /// used for long and whose breaker is closed. When there is none, its calls go through without a breaker, and an
-    /// [event](Event::Untracked) says so.
+    /// Keeps the breakers of at most this many keys; by default 1,000. A new key takes the place of one whose breaker is
+    /// closed and has not been used for a while, or that is [`idle`](Self::idle). When there is none, the calls of the new
+    /// key go through without a breaker, and an [event](Event::Untracked) says so.
     #[must_use]
     pub fn max_keys(self, max_keys: NonZeroUsize) -> Self {
         self.change(|settings| settings.max_keys = max_keys)
     }
 
-    /// Forgets the breaker of a key that was not asked for for this time; by default 5 min. One that is open is kept until
-    /// its open time is over, one that is forced for good.
+    /// Forgets the breaker of a key that had no call for this time; by default 5 min. One that is open is kept until its
+    /// open time is over, and one that is forced until it is released.
     #[must_use]
     pub fn idle(self, idle: Duration) -> Self {
         self.change(|settings| settings.idle = idle)

@@ -1,5 +1,9 @@
 //! Stop calling what fails, and find out with a few calls when it is well again.
 //!
+//! This is a circuit breaker. It is *closed* while it lets calls through and counts how they end. When too many fail it
+//! *opens*, and refuses every call for a time, the open time. Then it is *half-open*: it lets a few calls through, the
+//! *probes*, and closes when enough of them succeed, or opens again when one fails.
+//!
 //! # Example
 //!
 //! A client with a breaker for each host, over any service that takes `http` requests:
@@ -100,12 +104,12 @@
 //!   calls that find it open are a good part of all. A deadline and a retry budget do more.
 //! - where the caller has nothing to do instead. If every refused call is simply lost, a limit for calls in flight
 //!   protects the service as well, and lets those through that it can take.
-//!
 //! - with these defaults, where many calls begin together: failures that are quicker than successes, such as refused
 //!   connections, come back first, and five of them are in a row before anything has succeeded. A client with 64 calls in
-//!   flight does well with `min_calls` above 64 and no [`consecutive`](BreakerLayer::consecutive) rule, and with a window
-//!   of a second or two, or of calls: half of what ten good seconds hold must fail before the longer one opens.
-//! - where much fails all the time: of services that fail every fourth call, three probes in a row succeed four times in ten.
+//!   flight does well with [`min_calls`](BreakerLayer::min_calls) above 64, without the
+//!   [`consecutive`](BreakerLayer::consecutive) rule, and with a window of a second or two, or of calls: a window of ten
+//!   good seconds only opens when half of all that it holds has failed.
+//! - where much fails all the time: if one call in four fails, three probes in a row succeed only four times in ten.
 //!
 //! Try it in [shadow mode](BreakerLayer::shadow) first: its events say what it would have refused.
 //!
@@ -140,8 +144,8 @@
 //!
 //! # Errors
 //!
-//! A refusal is a [`Rejected`](buttress_core::Rejected) in a box, and so is no error of the service: those pass as they are.
-//! `poll_ready` fails only where that of the service below does.
+//! A refusal is a [`Rejected`](buttress_core::Rejected), boxed. An error of the service below is passed on, boxed but
+//! otherwise as it is. `poll_ready` fails only where that of the service below does.
 //!
 //! # Cancellation
 //!
@@ -153,8 +157,8 @@
 //!
 //! Below a retry layer, so that each attempt is counted, and a refusal is not retried. Above a limiter, so that a call that
 //! waits for its turn does not hold one while the breaker is open; what a limiter below refuses is not counted. A timeout
-//! does best below it: above it, set the patience to less. On a server it stands above what it guards, and below the layer
-//! that makes an answer of its refusals.
+//! does best below it; with one above, set the patience to less than that. On a server it stands above what it guards, and
+//! below the layer that makes an answer of its refusals.
 //!
 //! # Promises
 //!

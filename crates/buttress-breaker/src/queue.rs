@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, task::Waker};
 
-/// Everyone keeps the time for himself; whatever happens earlier, he is told.
+/// Each waiter keeps a timer for the moment that is known, and is told here if something happens earlier.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: VecDeque<Waiter>,

@@ -23,13 +23,13 @@ use crate::{
 /// The service of a [`BreakerLayer`](crate::BreakerLayer). See the [crate docs](crate) for an example.
 pub struct Breaker<S, C = Http, K = One, T = HeadOnly> {
     inner: S,
-    /// The one of the breakers that most layers have.
+    /// The one of `breakers` that is for all keys, at hand: most layers have no other.
     one: Arc<Shared>,
     breakers: Arc<Breakers>,
     classifier: C,
     keys: K,
     track: T,
-    /// There is none where calls are refused.
+    /// Only with backpressure: elsewhere nobody waits.
     gate: Option<Box<Gate>>,
 }
 

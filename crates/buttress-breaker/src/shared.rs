@@ -374,7 +374,7 @@ impl Shared {
         why.store(circuit.why().pack(), Ordering::Relaxed);
         // Release: it pairs with the load in `refusal`.
         until.store(end.to_bits(), Ordering::Release);
-        // Release: it pairs with the load in `admit`.
+        // Release: it pairs with the loads in `pass`, `refuse`, `is_closed` and `must_stay`.
         word.store(new, Ordering::Release);
     }
 

@@ -669,7 +669,7 @@ mod tests {
                 window.record(&mut faults, 1, now, BAD);
             }
         });
-        assert_eq!(counted.count_total, 1, "ten buckets, at the first failure");
+        assert_eq!(counted.count_total, 1, "the buckets, at the first failure");
         assert!(counted.bytes_max < 1_000);
         assert!(window.figures(&mut faults, 1, at(999)).calls > 1_900_000);
     }
