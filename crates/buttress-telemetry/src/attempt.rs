@@ -37,7 +37,7 @@ impl AttemptSpanLayer {
         Self::default()
     }
 
-    /// Has the query of the URL in `url.full`, as it is; by default it is left out, as some put tokens there.
+    /// Puts the query of the URL into `url.full`, as it is; by default it is left out, as some put tokens there.
     #[must_use]
     pub fn query(mut self) -> Self {
         self.query = true;
@@ -56,7 +56,7 @@ impl<S> Layer<S> for AttemptSpanLayer {
     }
 }
 
-/// The service of an [`AttemptSpanLayer`].
+/// The service of an [`AttemptSpanLayer`]. See the [crate docs](crate) for an example.
 #[derive(Clone, Debug)]
 pub struct AttemptSpan<S> {
     inner: S,

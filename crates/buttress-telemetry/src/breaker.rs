@@ -19,8 +19,8 @@ const TARGET: &str = "buttress::breaker";
 /// Listens to a breaker: give it to `BreakerLayer::on_event`. The name becomes the label `name` of its metrics, and the
 /// field `buttress.name` of its lines. See the [crate docs](crate) for an example.
 ///
-/// Of a layer with a breaker for each key, the counters count the calls of all keys. There is no one state then, and from
-/// the first event of a key on the gauges are 0: see [`breaker_by_key`].
+/// For a layer with a breaker for each key, the counters count the calls of all keys. There is no one state then: from the
+/// first event of a key on all gauges are 0, and each key has its own with [`breaker_by_key`].
 pub fn breaker(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'static {
     let name = name.into();
     let labels = Labels::named(&name);
@@ -41,7 +41,7 @@ pub fn breaker(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'st
 
 /// As [`breaker`], for a layer with a breaker for each key: each key has metrics of its own, with the label `key`.
 ///
-/// Nothing bounds their number, neither here nor in most systems that collect them: it is for keys that are few, as the
+/// Nothing bounds their number, neither here nor in most systems that collect them: use it for keys that are few, as the
 /// authorities of services that you run, and never for what a stranger may choose. The metrics of a key are made at its
 /// first event. When the layer forgets a key, its gauges are those of a closed breaker, which is what its next call has.
 pub fn breaker_by_key(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'static {

@@ -1,8 +1,8 @@
 //! Turn what the layers of buttress say into metrics and traces.
 //!
 //! There is a function for each layer, behind the feature of its name; what it returns is a sink for the layer's `on_event`.
-//! It counts with the crate [`metrics`], and writes lines with [`tracing`]: whatever you have for the two gets them. The
-//! [names](#metrics) of all of them are below, and are as stable as the crate's functions are.
+//! It counts with the crate [`metrics`], and writes lines with [`tracing`], so any recorder of the one and any subscriber of
+//! the other gets them. The [names](#metrics) of all of them are below, and are as stable as the crate's functions are.
 //!
 //! # Example
 //!
@@ -43,7 +43,7 @@
 //! # State
 //!
 //! A sink makes its metrics when it is made, so that each is there from the start with 0, and an event costs no look-up.
-//! Set the recorder of `metrics` first: a sink that is made before it is never heard of.
+//! Set the recorder of `metrics` first: the metrics of a sink that was made before go nowhere.
 //!
 //! Two sinks of the same kind and name share their metrics. Counters then count for both; the gauges of two breakers make
 //! no sense together, so give each layer a name of its own.
@@ -53,10 +53,10 @@
 //! No label has values without a bound: `name` is what you give, the others are in the table. Only [`breaker_by_key`] has
 //! more, by choice.
 //!
-//! An idempotency key is in no metric and in no line. Whose a request is, is told only of the records that an operator
-//! looked at or changed, in a line that says who he was: that is an audit. The keys of a rate limiter are in no line, as
-//! they may be addresses or tokens; those of breakers are, as they name the service that is not well. What other crates
-//! write is theirs to say: hyper-util's lines for debugging have a URL with its password.
+//! An idempotency key is in no metric and in no line. The scope of a record, which says whose request it is, is told only
+//! when an operator looked at the record or changed it, in a line that names him: that is an audit. The keys of a rate
+//! limiter are in no line, as they may be addresses or tokens; those of breakers are, as they name the service that is not
+//! well. None of this holds for what other crates write: hyper-util's lines for debugging have a URL with its password.
 //!
 //! # The state of a breaker
 //!
@@ -91,8 +91,8 @@
 //!
 //! # Cost
 //!
-//! With a sink, each call of a breaker or limiter makes an event, which it does not without. A sink allocates nothing
-//! itself, but the recorder and the subscriber may.
+//! A breaker or limiter makes an event of each call only if it has a sink. A sink allocates nothing itself, but the recorder
+//! and the subscriber may; that of [`breaker_by_key`] does when a key is new.
 //!
 #![doc = include_str!("../NAMES.md")]
 //!

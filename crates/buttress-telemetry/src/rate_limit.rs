@@ -13,8 +13,8 @@ const TARGET: &str = "buttress::rate_limit";
 /// Listens to a limiter: give it to `RateLimitLayer::on_event`. The name becomes the label `name` of its metrics, and the
 /// field `buttress.name` of its lines. See the [crate docs](crate) for an example.
 ///
-/// Whose limit it is, where there is one for each key, is told neither in metrics nor in lines: it may be the address of a
-/// person, or the token by which he is known. A sink of your own hears of it.
+/// Where there is a limit for each key, the key is in no metric and in no line: it may be somebody's address or token. A
+/// sink of your own hears of it.
 pub fn rate_limit(name: impl Into<Arc<str>>) -> impl Fn(&Event) + Send + Sync + 'static {
     let name = name.into();
     let metrics = Metrics::new(&Labels::named(&name));

@@ -19,7 +19,7 @@ impl Labels {
         Self(labels)
     }
 
-    /// Makes a metric by one of the macros of `metrics`, which need labels of their own.
+    /// The labels for one of the macros of `metrics`, which want them as their own.
     pub(crate) fn get(&self) -> Vec<Label> {
         self.0.clone()
     }
@@ -72,7 +72,7 @@ impl Counters {
         if let Some((_, counter)) = known {
             counter.increment(1);
         } else {
-            // What a newer layer says, and this crate does not know of: too rare for a counter that is always there.
+            // `other`, for what this crate does not know of: too rare for a counter that is always there.
             let labels = self.labels.with(self.label, value).get();
             metrics::counter!(self.name, labels).increment(1);
         }

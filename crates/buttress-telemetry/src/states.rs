@@ -1,4 +1,4 @@
-//! The newest of a breaker's transitions, which may be heard in any order, as plain data.
+//! Which of a breaker's transitions is the newest, though they may be heard in any order. Plain data.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     newest: u64,
-    /// Those before the newest that are still to be heard: as many as there are threads in between, at most.
+    /// Those before the newest that are still to be heard: at most as many as threads are telling of one.
     missing: BTreeSet<u64>,
 }
 
