@@ -14,7 +14,7 @@ use clap::{Args, Parser};
 /// The crates that have loom models: every crate in which an atomic decides something, rather than counts.
 const LOOM: &[&str] = &["buttress-breaker", "buttress-rate-limit", "buttress-retry"];
 
-/// What went wrong, in one line.
+/// The error is what went wrong, in one line.
 type Result<T> = std::result::Result<T, String>;
 
 /// The commands of this repository.
@@ -67,7 +67,7 @@ fn clippy(what: &str) -> Result<()> {
 
 fn test(full: bool) -> Result<()> {
     let what = "--workspace --exclude buttress-bench --all-features";
-    // A test runs them, so they are needed as they are, and not as `--all-targets` builds them.
+    // `tests/examples.rs` runs them, so they are built as programs; `--all-targets` would build them as tests.
     let mut examples = cargo(&format!("build {what} --examples"));
     let mut targets = cargo(&format!("test {what} --tests"));
     let mut docs = cargo(&format!("test {what} --doc"));
@@ -85,7 +85,7 @@ fn test(full: bool) -> Result<()> {
 }
 
 fn loom() -> Result<()> {
-    // The flag reaches every dependency, so what it builds is kept apart.
+    // `RUSTFLAGS` reach every dependency, so what they build is kept apart from other builds.
     let common = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let folder = root().join(common).join("loom");
     let mut test = cargo("test --release --lib loom");
