@@ -2,7 +2,7 @@
 //!
 //! The layers of buttress judge a call in the same words ([`Verdict`], [`Classify`]), refuse with the same type
 //! ([`Rejected`]), report through the same hook ([`Events`]) and read the same [`clock`]. You meet this crate when you
-//! write a classifier, or ask who refused a call:
+//! write a classifier, or ask who refused a call; the facade `buttress` exports what you need for that.
 //!
 //! # Example
 //!

@@ -6,9 +6,9 @@ use buttress_core::Verdict;
 
 /// Something that happened to a call. See the [crate docs](crate) for an example.
 ///
-/// The calls are the [`Finished`](Self::Finished) events. The requests that the service below got are their `sends`
-/// added up: the calls, and the [`Retry`](Self::Retry) events less those whose call ended before they were sent. A call
-/// whose time was over before it began has none.
+/// Each call has one [`Finished`](Self::Finished) event, and the requests that the service below got are the `sends` of
+/// these added up: one for each call, but for a call whose time was over before it began, and one for each
+/// [`Retry`](Self::Retry) event, but for a retry whose call ended before it was sent.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
