@@ -160,6 +160,10 @@
 //! does best below it; with one above, set the patience to less than that. On a server it stands above what it guards, and
 //! below the layer that makes an answer of its refusals.
 //!
+//! A refused call uses up nothing below: a service that was ready and has refused keeps the readiness of the one below, such
+//! as a permit of tower's `ConcurrencyLimit`, for its next call or until it is dropped. Where services are kept between
+//! calls, have such a limit above the breaker; a clone for each call, as `oneshot` and axum take, is dropped with it.
+//!
 //! # Promises
 //!
 //! What it promises in detail, with a number for each, is in [`promises`].
