@@ -70,7 +70,7 @@ pub enum Outcome {
     Ok,
     /// A later attempt succeeded.
     OkAfterRetry,
-    /// Every attempt that it may have has failed.
+    /// It made all the attempts that it may make, and the last one failed too.
     Attempts,
     /// It failed, and the budget does not pay for another attempt.
     Budget,
