@@ -18,7 +18,7 @@ use std::{
 };
 
 use buttress::{
-    BoxError,
+    BoxError, Deadline,
     answer::AnswerLayer,
     breaker::BreakerLayer,
     clock,
@@ -262,6 +262,40 @@ async fn a_duplicate_that_waits_for_the_first_keeps_no_permit() {
             assert_eq!(left, 1, "over {below:?}, dropped after {polls} polls");
         }
     }
+}
+
+/// The second call goes no further than the layer, which gives back what it was ready with though its service is kept.
+async fn gives_back<B, S>(layer: impl Fn(Inner<B>) -> S, calls: [Request<Full<Bytes>>; 2])
+where
+    B: Send + 'static,
+    S: Service<Request<Full<Bytes>>, Error: Into<BoxError>>,
+{
+    let permits = Arc::new(Semaphore::new(1));
+    let mut service = layer(Below::ConcurrencyLimit.service(&permits));
+    for (call, taken) in calls.into_iter().zip([1, 0]) {
+        let ready = service.ready().await.map_err(Into::into).unwrap();
+        assert_eq!(permits.available_permits(), 0);
+        let answer = ready.call(call);
+        assert_eq!(1 - permits.available_permits(), taken);
+        let _ = answer.await;
+        assert_eq!(permits.available_permits(), 1);
+    }
+}
+
+// promise: ST-3
+#[tokio::test(start_paused = true)]
+async fn a_call_that_goes_no_further_keeps_no_permit() {
+    let refuses = RateLimitLayer::http(pace()).refuse();
+    gives_back(|inner| refuses.layer(inner), [pay(), pay()]).await;
+
+    let mut late = pay();
+    late.extensions_mut().insert(Deadline(clock::now()));
+    gives_back(|inner| retry().layer(inner), [pay(), late]).await;
+
+    let mut unkeyed = pay();
+    unkeyed.headers_mut().clear();
+    let requires = idempotency().required();
+    gives_back(|inner| requires.layer(inner), [pay(), unkeyed]).await;
 }
 
 /// Takes its time to get ready, and to answer.

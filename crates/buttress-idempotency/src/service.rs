@@ -76,6 +76,8 @@ where
             Ok(key) => key,
             Err(problem) => {
                 self.shared.emit(&Event::Rejected);
+                // What made the service below ready is not used, and is given back.
+                self.inner = self.inner.clone();
                 return ResponseFuture::answered(problem.response(settings));
             }
         };

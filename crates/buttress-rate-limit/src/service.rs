@@ -124,13 +124,23 @@ impl<S, K, C, D> RateLimit<S, K, C, D> {
         match self.limiter.ask(&ask, since) {
             Asked::Granted => ResponseFuture::called(self.inner.call(request)),
             Asked::Waits(grant) => {
-                // Whoever waits does not hold what made the service ready: others may use it meanwhile.
                 let later = self.inner.clone();
-                self.inner = later.clone();
+                self.let_go();
                 ResponseFuture::waiting(later, request, grant, self.deadline.clone())
             }
-            Asked::Refused(rejected) => ResponseFuture::refused(rejected),
+            Asked::Refused(rejected) => {
+                self.let_go();
+                ResponseFuture::refused(rejected)
+            }
         }
+    }
+
+    /// Gives back what made the service below ready: whoever waits or is refused does not use it, and others may.
+    fn let_go(&mut self)
+    where
+        S: Clone,
+    {
+        self.inner = self.inner.clone();
     }
 }
 

@@ -53,6 +53,8 @@ where
         if let Some(deadline) = plan.deadline
             && deadline.0 <= clock::now()
         {
+            // What made the service below ready is not used, and is given back.
+            self.inner = self.inner.clone();
             return ResponseFuture::late(self.shared.clone(), plan);
         }
         // While every account is full nobody needs to know whose it is.
