@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use buttress_core::{Deadline, Events, LimitReport, clock::Instant};
+use buttress_core::{Deadline, LimitReport, clock::Instant};
 use http::Request;
 use tower_layer::Layer;
 
@@ -102,27 +102,13 @@ impl RateLimitLayer {
     /// Paces a client: a call that comes too early waits for its turn, for 500 ms at most.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
-        Self::with(
-            One,
-            OneToken,
-            NoDeadline,
-            Settings {
-                quotas: vec![quota],
-                max_wait: Duration::from_millis(500),
-                refuses: false,
-                shadow: false,
-                max_keys: None,
-                own_quotas: false,
-                name: None,
-                events: Events::none(),
-            },
-        )
+        Self::with(One, OneToken, NoDeadline, Settings::new(quota))
     }
 }
 
 impl RateLimitLayer<One, OneToken, HttpDeadline> {
-    /// As [`new`](RateLimitLayer::new), for HTTP requests: none waits beyond its [`Deadline`], and answers can tell what is
-    /// left.
+    /// As [`new`](RateLimitLayer::new), for HTTP requests: none waits beyond its [`Deadline`], and a server that
+    /// [refuses](RateLimitLayer::refuse) can tell in its responses what is left, by the [`LimitReport`] of the request.
     #[must_use]
     pub fn http(quota: Quota) -> Self {
         RateLimitLayer::new(quota).deadline(HttpDeadline)

@@ -784,8 +784,6 @@ impl Standing {
 mod tests {
     use std::num::NonZeroU32;
 
-    use buttress_core::Events;
-
     use super::*;
 
     fn limiter(quotas: &[Quota]) -> Arc<Limiter> {
@@ -793,11 +791,7 @@ mod tests {
             quotas: quotas.to_vec(),
             max_wait: Duration::ZERO,
             refuses: true,
-            shadow: false,
-            max_keys: None,
-            own_quotas: false,
-            name: None,
-            events: Events::none(),
+            ..Settings::new(quotas[0])
         }))
     }
 

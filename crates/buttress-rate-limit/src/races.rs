@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc, task::Waker, time::Duration};
 
-use buttress_core::{Events, clock};
+use buttress_core::clock;
 use loom::thread;
 
 use crate::{
@@ -24,14 +24,10 @@ fn limiter(burst: u32, keys: usize, max_wait: Duration) -> Arc<Limiter> {
 
 fn of(quota: Quota, keys: usize, max_wait: Duration) -> Arc<Limiter> {
     Arc::new(Limiter::new(Settings {
-        quotas: vec![quota],
         max_wait,
         refuses: max_wait.is_zero(),
-        shadow: false,
         max_keys: keys.try_into().ok(),
-        own_quotas: false,
-        name: None,
-        events: Events::none(),
+        ..Settings::new(quota)
     }))
 }
 

@@ -22,8 +22,21 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// The terms of the quota of this number. The first one is to smooth what comes, unless it says otherwise, and the others
-    /// are to limit how much it is in the long run.
+    pub(crate) fn new(quota: Quota) -> Self {
+        Self {
+            quotas: vec![quota],
+            max_wait: Duration::from_millis(500),
+            refuses: false,
+            shadow: false,
+            max_keys: None,
+            own_quotas: false,
+            name: None,
+            events: Events::none(),
+        }
+    }
+
+    /// The terms of the quota of this number, with its default burst if it has none of its own: the first quota is there to
+    /// smooth what comes, and the others limit how much it is in the long run.
     pub(crate) fn terms(&self, number: usize, quota: Quota) -> Terms {
         let burst = match number {
             0 if self.refuses => Duration::from_secs(1),
