@@ -14,11 +14,11 @@ pub(crate) struct Terms {
     pub(crate) rate: Rate,
 }
 
-/// A bucket for each quota of a limiter, as somebody meets them. Moments are nanoseconds since the limiter was made.
+/// The buckets of one key, or of all calls: one for each quota. Moments are nanoseconds since the limiter was made.
 #[derive(Debug)]
 pub(crate) struct Buckets<'a> {
     terms: &'a [Terms],
-    /// The terms of the first quota, where they are somebody's own.
+    /// The terms of the first quota, where each key has its own.
     own: Option<Terms>,
     /// When each will be full again, in units of its rate.
     full: &'a mut [u128],
@@ -78,7 +78,7 @@ impl<'a> Buckets<'a> {
         self.owed_until
     }
 
-    /// Gives the first quota terms of somebody's own. Returns false if those are the ones it has.
+    /// Changes the terms of the first quota to these, where each key has its own. Returns whether its quota is another now.
     pub(crate) fn set_own(&mut self, own: Terms, now: u64) -> bool {
         let Some(old) = self.own.replace(own) else {
             return false;

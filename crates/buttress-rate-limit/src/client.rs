@@ -1,4 +1,4 @@
-//! Who the client is, though proxies stand before the server: keys for the limits of a server.
+//! Keys for limits by client: the client's address, with or without proxies in front of the server.
 //!
 //! # Example
 //!
@@ -30,15 +30,15 @@
 //!
 //! Every proxy appends the address of whoever called it. Behind n of them that can be trusted, the n-th address from the
 //! right is the client's: it was written by the outermost of them. All lines of the header are one list, in their order.
-//! What stands further left may be forged, and is neither read nor looked at: it changes no key, and costs nothing.
+//! What stands further left may be forged, and is not read: it changes no key, and costs nothing.
 //!
-//! Whoever cannot be found there has the key of the peer, and nothing that he wrote himself:
+//! A client that cannot be found there has the key of the peer, and never one that it could have written itself:
 //!
 //! - where there are fewer than n hops, since somebody has come around the proxies, or a proxy asks by itself;
-//! - where the hop is no address: `unknown`, a name like `_hidden`, an empty place between commas. A proxy that does not
-//!   know the client, or will not tell, has all such clients be one.
+//! - where the hop is no address: `unknown`, a name like `_hidden`, an empty place between commas. If a proxy does not
+//!   know its clients, or will not tell, all of them are one client.
 //!
-//! Where there is no peer either, as behind a Unix socket, the key is `unknown`, and all of them are one client.
+//! Where there is no peer either, as behind a Unix socket, the key is `unknown`, and all such clients are one.
 //!
 //! # What a wrong number costs
 //!
@@ -48,20 +48,20 @@
 //! | fewer than was said | the client chooses its key, and has as many limits as it likes; if it sends no hops, it has the key of the peer, which is a proxy's |
 //!
 //! Rather say too few than too many. Count the addresses that are appended, not the machines: some proxies append two, as
-//! the load balancers of Google Cloud do, the client's and their own. The outermost proxy may overwrite the header as well as
-//! append to it; the others must append, at its end. Whoever can reach the server around the proxies can write n hops himself:
-//! keep that way closed.
+//! the load balancers of Google Cloud do, the client's and their own. The outermost proxy may overwrite the header instead of
+//! appending to it; the others must append, at its end. Whoever can reach the server around the proxies can write n hops
+//! himself: keep that way closed.
 //!
 //! A proxy writes `X-Forwarded-For` or `Forwarded`, and passes the other as the client sent it. So only one of them is read,
 //! and it must be the one that all of the proxies write.
 //!
 //! # `Forwarded`
 //!
-//! By [RFC 7239](https://www.rfc-editor.org/rfc/rfc7239) a value may be quoted, with commas and semicolons inside of the
-//! quotes. A client that sends one quote and no second would have the elements of the proxies be inside of its own, for those
-//! who read from the left. So the list is read from the right, and a quote there ends a quoted string, which goes left to the
-//! nearest quote that no backslash escapes. In an element that is well-formed that one is in the element too: how it is read
-//! depends on nothing but itself.
+//! By [RFC 7239](https://www.rfc-editor.org/rfc/rfc7239) a value may be quoted, with commas and semicolons inside the
+//! quotes. A client could send an opening quote without a closing one: read from the left, the elements that the proxies
+//! append would then be inside of the client's own. So the list is read from the right. A quote there ends a quoted string,
+//! which begins at the nearest quote to the left that no backslash escapes. In a well-formed element that quote is part of
+//! the element, so that what stands left of an element does not change how it is read.
 //!
 //! An element counts as a hop whether or not it has a `for`. One with several is a forgery that a proxy has let through, and
 //! no address. Nor is there an address in a quoted string with a backslash: none needs one.
@@ -76,10 +76,10 @@ use http::{HeaderMap, Request, header};
 
 /// A client as a key: its IPv4 address, the /64 that its IPv6 address is in, or unknown.
 ///
-/// Who has one IPv6 address has its whole /64 at least, 2⁶⁴ addresses, so that one would be no key. Who has a /48 still has
-/// 65,536 keys. The IPv4-mapped `::ffff:192.0.2.1` is 192.0.2.1.
+/// Whoever has one IPv6 address has at least its whole /64, 2⁶⁴ addresses: a single one would be no key. Whoever has a /48
+/// still has 65,536 keys. The IPv4-mapped `::ffff:192.0.2.1` is 192.0.2.1.
 ///
-/// See the [module](self) for those that a request tells. Where the address comes from elsewhere, make one of it:
+/// See the [module](self) for how to read it from a request. Where the address comes from elsewhere, make a key of it:
 ///
 /// ```
 /// use std::net::IpAddr;
@@ -123,8 +123,8 @@ impl fmt::Display for Client {
     }
 }
 
-/// The key of a server without proxies before it: the peer, read from a `T` among the request's extensions. No header is
-/// read.
+/// A key for a server without proxies in front of it: the peer's address, which `peer` takes from a `T` among the request's
+/// extensions. No header is read. Without a `T` there, or an address in it, the client is unknown.
 ///
 /// See the [module](self) for what `peer` is with axum and tonic.
 pub fn peer<B, T, A>(peer: impl Fn(&T) -> A + Clone) -> impl Fn(&Request<B>) -> Client + Clone
@@ -135,7 +135,7 @@ where
     move |request| client(None, request, &peer)
 }
 
-/// The key of a server behind so many proxies that append to `X-Forwarded-For`; behind 0 it is the [`peer`].
+/// A key for a server behind this many proxies that append to `X-Forwarded-For`; behind 0 it is the [`peer`].
 ///
 /// An address may have a port, which is dropped. See the [module](self) for an example, and for what a wrong number costs.
 pub fn x_forwarded_for<B, T, A>(
@@ -152,7 +152,7 @@ where
     }
 }
 
-/// The key of a server behind so many proxies that append to `Forwarded`; behind 0 it is the [`peer`].
+/// A key for a server behind this many proxies that append to `Forwarded`; behind 0 it is the [`peer`].
 ///
 /// See the [module](self) for how it is read, and for what a wrong number costs.
 ///

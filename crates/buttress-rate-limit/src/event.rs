@@ -2,14 +2,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-/// Something that happened to a call. See the [crate docs](crate) for an example.
+/// Something that happened to a call or a key, as [`on_event`](crate::RateLimitLayer::on_event) reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A call was let through.
     #[non_exhaustive]
     Admitted {
-        /// How long it had to wait.
+        /// How long it had to wait; zero if it did not.
         waited: Duration,
         /// The tokens that it took.
         cost: u64,
@@ -23,7 +23,7 @@ pub enum Event {
         quota: usize,
         /// The tokens that it asked for.
         cost: u64,
-        /// When it would be let through, if ever.
+        /// How long until it would be let through; nothing if it never would be.
         retry_after: Option<Duration>,
         /// Whose limit it is, where there is one for each key.
         key: Option<Arc<str>>,
@@ -46,9 +46,9 @@ pub enum Event {
         /// The tokens that it has given back.
         cost: u64,
     },
-    /// A key was forgotten to make room for another one. It had taken nothing, or everything has come back to it.
+    /// A key was forgotten to make room for another one. It had all its tokens, so it loses nothing.
     Evicted,
-    /// There was no room for a key: until there is, its calls fall under a limit that it shares with all others of its kind.
+    /// A call came whose key found no room. Until it finds some, it shares one limit with all other keys that found none.
     Overflow,
 }
 
@@ -56,9 +56,9 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// There are no tokens, and to wait for them would take longer than it may.
+    /// There are not enough tokens, and the call may not wait long enough for them.
     Exceeded,
-    /// It costs more than a full bucket holds: it would be refused whenever it came.
+    /// It costs more than a burst holds, and is always refused.
     TooLarge,
 }
 

@@ -16,7 +16,8 @@ use crate::{Due, NoDeadline, grant::Grant};
 
 /// The response of a [`RateLimit`](crate::RateLimit) service.
 ///
-/// It may be dropped at any time: while it waits, its tokens are there for those behind it at once.
+/// It may be dropped at any time. If it waits, those behind it move up at once; its tokens are given back until the call to
+/// the service below is made.
 #[pin_project]
 #[must_use = "a call does nothing until its future is polled"]
 pub struct ResponseFuture<S, Req, D = NoDeadline>

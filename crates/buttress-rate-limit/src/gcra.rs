@@ -173,7 +173,7 @@ mod tests {
         Rate::new(quota.burst(count(burst)), Duration::ZERO)
     }
 
-    /// Asks at these nanoseconds, and returns those at which it got something.
+    /// Asks at these nanoseconds, and returns how often it got a token.
     fn greedy(rate: &Rate, times: impl IntoIterator<Item = u64>) -> u64 {
         let (mut full, mut granted) = (0, 0);
         for time in times {

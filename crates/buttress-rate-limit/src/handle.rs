@@ -7,7 +7,7 @@ use crate::{
     limiter::{Limiter, SHARED},
 };
 
-/// A limiter, for its operator. See the [crate docs](crate) for an example.
+/// A limiter, for its operator: shows how it stands, and changes what it allows. See the [crate docs](crate) for an example.
 #[derive(Clone, Debug)]
 pub struct Handle {
     limiter: Arc<Limiter>,
@@ -20,9 +20,11 @@ impl Handle {
         Self { limiter, tag }
     }
 
-    /// The handle for the limit of one key, of the type that [`by_key`](crate::RateLimitLayer::by_key) makes: its hash tells
-    /// it from others. Without it, the handle of a limiter with keys is for the limit that those share who find no room. Where there
-    /// are no keys, it is the same handle again.
+    /// The handle for the limit of one key. Give it the very type that [`by_key`](crate::RateLimitLayer::by_key) makes, or one
+    /// with the same hash.
+    ///
+    /// A handle that is not made by this is, where there are keys, for the limit that is shared by those that find no room.
+    /// Where there are no keys, this returns the same handle again.
     #[must_use]
     pub fn of<K: Hash + ?Sized>(&self, key: &K) -> Self {
         let tag = match self.limiter.settings.max_keys {
@@ -32,7 +34,7 @@ impl Handle {
         Self::new(self.limiter.clone(), tag)
     }
 
-    /// How many keys have taken something that has not come back yet. It looks at the room of all, so ask seldom.
+    /// How many keys lack tokens. It looks at the places of all keys, so ask seldom.
     #[must_use]
     pub fn keys(&self) -> usize {
         self.limiter.keys()
@@ -44,38 +46,41 @@ impl Handle {
         self.limiter.look(self.tag).0
     }
 
-    /// How long a call would wait that came now and cost one token.
+    /// How long a call of one token would wait if it came now, behind those that wait already.
     #[must_use]
     pub fn next_free(&self) -> Duration {
         self.limiter.look(self.tag).1
     }
 
-    /// How many calls wait.
+    /// How many calls are waiting, for the same limit.
     #[must_use]
     pub fn waiters(&self) -> usize {
         self.limiter.look(self.tag).2
     }
 
-    /// One of the quotas, the first of which is number 0.
+    /// One of the layer's quotas; `None` if there is none of this number. The first is number 0, and each
+    /// [`and`](crate::RateLimitLayer::and) adds the next.
     #[must_use]
     pub fn quota(&self, number: usize) -> Option<Quota> {
         self.limiter.quota(number)
     }
 
-    /// Changes a quota for all keys, the first of which is number 0. Returns false if there is none of that number. Keys that
-    /// have a quota of their own keep it in place of number 0. It goes over all the room that there is for keys, and has
-    /// calls wait for that: some milliseconds for a hundred thousand.
+    /// Changes a quota for all keys; the first one is number 0. Returns false if there is none of that number. Keys with a
+    /// quota of their own keep it in place of number 0.
     ///
-    /// What was taken stays taken, so that no time sees more than the larger of the two would allow. Those who wait have
-    /// their turn when the new one gives it to them.
+    /// What was taken stays taken, so that no window of time sees more than the larger of the two would allow. Calls that
+    /// wait get their turn by the new quota; one that costs more than its burst is refused then.
+    ///
+    /// It goes over the places of all keys, and calls wait for that: some milliseconds for a hundred thousand keys.
     #[must_use = "it says whether there is such a quota"]
     pub fn set_quota(&self, number: usize, quota: Quota) -> bool {
         self.limiter.set_quota(number, quota)
     }
 
-    /// Puts right what a call was charged, when it has turned out to cost something else. It may have cost more than there
-    /// is: nobody is let through then until that is paid back. Settle soon: what was reserved long ago has come back by
-    /// itself, and would be given back twice.
+    /// Corrects what a call was charged: it `reserved` so many tokens, and has `used` so many.
+    ///
+    /// It may have used more than there are: then tokens are owed, and no call is let through until they are paid back.
+    /// Settle soon: tokens that were reserved long ago have come back by themselves, and would be given back twice.
     pub fn settle(&self, reserved: u64, used: u64) {
         self.limiter.settle(self.tag, reserved, used);
     }

@@ -24,7 +24,7 @@ pub(crate) mod sealed {
     impl<F, Q> Sealed for super::ByKey<F, Q> {}
 }
 
-/// Whose limit a request falls under. [`One`] and [`ByKey`] implement it.
+/// Which limit a request falls under. [`One`] and [`ByKey`] implement it, and nothing else can.
 pub trait Keys<Req>: sealed::Sealed {
     #[doc(hidden)]
     type Key;
@@ -44,18 +44,19 @@ pub trait Keys<Req>: sealed::Sealed {
     fn text(key: &Self::Key) -> Option<Arc<str>>;
 }
 
-/// All calls fall under one limit, and wait for it in the call or, if so asked, in `poll_ready`.
+/// All calls fall under one limit, and wait for it in the call, or in `poll_ready` with
+/// [`backpressure`](crate::RateLimitLayer::backpressure).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct One<const WAITS: bool = false>;
 
-/// Requests fall under the limit of the key that a function makes of them.
+/// Each request falls under the limit of its key, as [`by_key`](crate::RateLimitLayer::by_key) sets it.
 #[derive(Clone, Copy)]
 pub struct ByKey<F, Q = SameQuota> {
     pub(crate) key: F,
     pub(crate) quota: Q,
 }
 
-/// Says what a key's quota is. A function or closure of the same shape does too.
+/// Says what a key's quota is. A function or closure from a key to a [`Quota`] does too.
 pub trait QuotaOf<K> {
     /// Its quota; that of the layer if it has none of its own.
     fn quota_of(&self, key: &K) -> Option<Quota>;

@@ -23,7 +23,7 @@ const MAX_KEYS: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// Keeps to a rate. See the [crate docs](crate) for an example.
 ///
-/// Every service that it makes, and every clone of it or of them, shares its limiter. A setter makes a new one: set first,
+/// Every service that it makes, and every clone of it or of them, shares its limiter. A setter makes a new limiter: set first,
 /// then clone and take handles.
 pub struct RateLimitLayer<K = One, C = OneToken, D = NoDeadline> {
     keys: K,
@@ -36,7 +36,8 @@ pub struct RateLimitLayer<K = One, C = OneToken, D = NoDeadline> {
 
 /// Says how many tokens a request costs. A function or closure of the same shape is one too.
 pub trait Cost<Req> {
-    /// The tokens. A request that costs none is let through unless more was taken than there was, and takes none.
+    /// The tokens. A request that costs 0 takes none, and is let through unless tokens are owed. One that costs more than a
+    /// burst is always refused.
     fn cost(&self, request: &Req) -> u64;
 }
 
@@ -61,7 +62,7 @@ pub trait Due<Req> {
     /// The moment, if there is one.
     fn due(&self, request: &Req) -> Option<Instant>;
 
-    /// Where to say how the caller stands, for an answer that tells; by default nowhere.
+    /// Where a layer that [refuses](RateLimitLayer::refuse) reports what is left of the caller's quota; by default nowhere.
     fn report<'a>(&self, request: &'a Req) -> Option<&'a LimitReport> {
         let _ = request;
         None
@@ -78,7 +79,7 @@ impl<Req> Due<Req> for NoDeadline {
     }
 }
 
-/// An HTTP request has the [`Deadline`] among its extensions, and the [`LimitReport`].
+/// Finds the [`Deadline`] and the [`LimitReport`] of an HTTP request among its extensions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HttpDeadline;
 
@@ -116,9 +117,10 @@ impl RateLimitLayer<One, OneToken, HttpDeadline> {
 }
 
 impl<C, D> RateLimitLayer<One, C, D> {
-    /// Limits the calls of each key by themselves, as this makes it of a request; by default all calls share one limit.
+    /// Gives each key a limit of its own, where `key` makes a request's key; by default all calls share one limit.
     ///
-    /// A key is anything with `Hash`, and with `Display` for the refusals. It is known by its hash, which is seeded. See [`max_keys`](RateLimitLayer::max_keys) for how many there can be.
+    /// A key is anything with `Hash`, and with `Display` for the refusals, which show its first 256 bytes. It is known by its
+    /// hash, which is seeded. See [`max_keys`](RateLimitLayer::max_keys) for how many there can be.
     #[must_use]
     pub fn by_key<F>(self, key: F) -> RateLimitLayer<ByKey<F>, C, D> {
         let quota = SameQuota;
@@ -130,7 +132,8 @@ impl<C, D> RateLimitLayer<One, C, D> {
 
 impl<D> RateLimitLayer<One, OneToken, D> {
     /// Has callers wait in [`poll_ready`](tower_service::Service::poll_ready), for as long as it takes, so that whatever
-    /// is above sees that there is no room; by default they wait in the call, for so long at most.
+    /// is above sees that there is no room; by default they wait in the call, for [`max_wait`](RateLimitLayer::max_wait) at
+    /// most.
     ///
     /// A service that is ready holds its token until it is called or dropped: what polls a service ready and keeps it,
     /// such as a load balancer, keeps tokens from others. Every call costs one token, and none is refused: set neither a
@@ -142,10 +145,10 @@ impl<D> RateLimitLayer<One, OneToken, D> {
 }
 
 impl<F, C, D> RateLimitLayer<ByKey<F>, C, D> {
-    /// Gives each key the quota that this says, in place of the first one of the layer; by default all keys have that.
+    /// Gives each key the quota that this says, in place of the layer's first one; by default all keys have that one.
     ///
-    /// It is asked at each call, and may answer otherwise than before: what was taken stays taken then. A limiter whose keys
-    /// have quotas of their own takes a lock at every call.
+    /// It is asked at each call, and its answer may change: what was taken stays taken then. A limiter whose keys have quotas
+    /// of their own takes a lock at every call.
     #[must_use]
     pub fn quota<Q>(self, quota: Q) -> RateLimitLayer<ByKey<F, Q>, C, D> {
         let key = self.keys.key;
@@ -156,18 +159,19 @@ impl<F, C, D> RateLimitLayer<ByKey<F>, C, D> {
 }
 
 impl<F, Q, C, D> RateLimitLayer<ByKey<F, Q>, C, D> {
-    /// Has room for so many keys that have taken something which has not come back yet; by default 65,536.
+    /// Has room for this many keys that lack tokens at the same time; by default 65,536.
     ///
-    /// The room is allocated at the start, 24 bytes a key (with several quotas, or with one that a word of 63 bits does not
-    /// hold, 24 more for each; with quotas of the keys' own, 168 more). A key that has all its tokens needs none and is
-    /// forgotten for others, which changes nothing for it. One that finds no room shares a limit with all others that find
-    /// none, so that nobody gets more than he should: whoever makes up keys cannot get a key forgotten that has used up its
-    /// tokens, but can have new keys refused that find no room. Have enough. A key that finds room after all begins with as
-    /// little as is left to those others.
+    /// The room is allocated at the start, 24 bytes a key. With several quotas, or with one that [does not fit into 63
+    /// bits](crate#state), each quota takes 24 bytes more; with quotas of the keys' own, it is 168 more.
+    ///
+    /// A key that has all its tokens needs no room: its place is given to others, which changes nothing for it. A key that
+    /// finds no room shares one limit with all others that find none, so that nobody gets more than he should. Whoever makes
+    /// up keys cannot have a key forgotten that has used up its tokens, but can fill the room, so that new keys are refused:
+    /// have enough. A key that finds room later begins with as little as the shared limit has left.
     ///
     /// # Panics
     ///
-    /// Panics where it is more than memory can hold, when the first service or handle is made.
+    /// Panics when the first service or handle is made, if the memory cannot hold that many.
     #[must_use]
     pub fn max_keys(self, max_keys: NonZeroUsize) -> Self {
         self.change(|settings| settings.max_keys = Some(max_keys))
@@ -195,15 +199,16 @@ impl<K, C, D> RateLimitLayer<K, C, D> {
             .get_or_init(|| Arc::new(Limiter::new(self.settings.clone())))
     }
 
-    /// Keeps to this quota too; by default there is one. A call takes from all of them or from none.
+    /// Keeps to this quota too; by default there is one. A call takes tokens from all of them or from none.
     ///
-    /// By default its [`burst`](Quota::burst) is all that comes in its period.
+    /// By default its [`burst`](Quota::burst) is all the tokens of its period.
     #[must_use]
     pub fn and(self, quota: Quota) -> Self {
         self.change(|settings| settings.quotas.push(quota))
     }
 
-    /// Refuses a call that comes too early, as a server does; by default it waits.
+    /// Refuses a call that comes too early, as a server does; by default it waits. It sets [`max_wait`](Self::max_wait) to
+    /// zero, and the default [`burst`](Quota::burst) to the tokens of a second.
     #[must_use]
     pub fn refuse(self) -> Self {
         self.change(|settings| {
@@ -224,8 +229,11 @@ impl<K, C, D> RateLimitLayer<K, C, D> {
         RateLimitLayer::with(self.keys, cost, self.deadline, self.settings)
     }
 
-    /// Has a request wait no longer than until this moment; by default only [`http`](RateLimitLayer::http) knows one. In its
-    /// place, a function does not tell where to report what is left.
+    /// Has a request wait no longer than until the moment that this says; by default [`http`](RateLimitLayer::http) knows
+    /// one, and [`new`](RateLimitLayer::new) none.
+    ///
+    /// A function in place of that of [`http`](RateLimitLayer::http) says nothing of where to report what is left: implement
+    /// [`Due`] to do both.
     #[must_use]
     pub fn deadline<F>(self, deadline: F) -> RateLimitLayer<K, C, F> {
         RateLimitLayer::with(self.keys, self.cost, deadline, self.settings)
@@ -237,7 +245,7 @@ impl<K, C, D> RateLimitLayer<K, C, D> {
         self.change(|settings| settings.shadow = true)
     }
 
-    /// Calls itself so in its refusals; by default it has no name.
+    /// Names the limiter in its refusals; by default it has no name.
     #[must_use]
     pub fn name(self, name: impl Into<Arc<str>>) -> Self {
         self.change(|settings| settings.name = Some(name.into()))
@@ -249,7 +257,7 @@ impl<K, C, D> RateLimitLayer<K, C, D> {
         self.change(|settings| settings.events.add(sink))
     }
 
-    /// The limiter, for its operator. Set everything else first.
+    /// The limiter, for its operator. Set everything else first: a setter makes another limiter.
     #[must_use]
     pub fn handle(&self) -> Handle {
         Handle::new(self.limiter().clone(), SHARED)

@@ -1,4 +1,4 @@
-//! Keep to a rate: pace a client, in order, or refuse what comes too early.
+//! Keep to a rate: have a client's calls wait their turn, or refuse those that come too early at a server.
 //!
 //! # Example
 //!
@@ -30,7 +30,7 @@
 //! # }
 //! ```
 //!
-//! Where calls do not cost the same, with what they turn out to have cost put right afterwards:
+//! Where calls do not cost the same, and what each has cost is known only afterwards:
 //!
 //! ```
 //! use std::num::NonZeroU32;
@@ -46,7 +46,7 @@
 //! # tower::Layer::layer(&layer, ());
 //! ```
 //!
-//! A server that gives each customer so much, and large ones more:
+//! A server that gives each customer a limit, and a large customer a higher one:
 //!
 //! ```
 //! use std::num::NonZeroU32;
@@ -71,53 +71,64 @@
 //! # tower::Layer::layer(&layer, ());
 //! ```
 //!
-//! For limits by client address, which proxies may stand before, see [`client`]. What a refusal is in HTTP or gRPC is the
-//! business of `AnswerLayer`, from `buttress-answer`.
+//! For limits by the client's address, with or without proxies in front of the server, see [`client`]. `AnswerLayer`, from
+//! `buttress-answer`, makes HTTP or gRPC responses of refusals.
 //!
 //! # Defaults
 //!
 //! | knob | default | from |
 //! |---|---|---|
-//! | [`max_wait`](RateLimitLayer::max_wait) | 500 ms, or until the [`Deadline`](buttress_core::Deadline) of an HTTP request; decided when the call comes | Sentinel |
-//! | [`burst`](Quota::burst) | as many as come in 100 ms, or in a second where calls are refused, and one at least; of further quotas, all | |
+//! | [`max_wait`](RateLimitLayer::max_wait) | 500 ms; a call that would wait longer is refused when it comes | Sentinel |
+//! | [`deadline`](RateLimitLayer::deadline) | with [`http`](RateLimitLayer::http), no wait beyond the request's [`Deadline`](buttress_core::Deadline); with [`new`](RateLimitLayer::new), none | |
+//! | [`burst`](Quota::burst) of the first quota | the tokens of 100 ms, or of a second with [`refuse`](RateLimitLayer::refuse); at least one | |
+//! | [`burst`](Quota::burst) of further quotas | all the tokens of the period | |
 //! | [`cost`](RateLimitLayer::cost) | one token | |
 //! | [`refuse`](RateLimitLayer::refuse), [`shadow`](RateLimitLayer::shadow), [`backpressure`](RateLimitLayer::backpressure) | off | |
 //! | quotas | one; [`and`](RateLimitLayer::and) adds more | |
-//! | keys | none; [`by_key`](RateLimitLayer::by_key) makes them, [`max_keys`](RateLimitLayer::max_keys) is 65,536 | |
+//! | keys | none; [`by_key`](RateLimitLayer::by_key) makes them, [`max_keys`](RateLimitLayer::max_keys) is 65,536 then | |
 //!
-//! The algorithm is GCRA (ITU-T I.371), a bucket of tokens as one moment, in whole numbers: the time of a token is kept as a
-//! fraction.
+//! The algorithm is GCRA (ITU-T I.371), a token bucket that is kept as one moment: the one at which it will be full again.
+//! It reckons in whole numbers, with the time of a token as a fraction, and rounds nothing but a wait.
 //!
 //! # State
 //!
 //! The limiter belongs to the layer: all services that it makes share it, with their clones and with the clones of the layer.
-//! For a limiter of its own build another layer. Every setter makes a new one: set first, then clone and take handles.
+//! For a separate limiter build another layer. Every setter makes a new one: set first, then clone and take handles.
 //!
-//! Where nobody waits, a call reads the clock and changes one atomic word. It takes a lock where somebody waits, at the
-//! first call of a key, with several quotas, with quotas of the keys' own, and with a quota that 63 bits do not hold: one whose
-//! tokens in a period, divided by what they have in common with its nanoseconds, are more than 16 (997 a second), or whose
-//! burst takes years to come back.
+//! Usually a call reads the clock and changes one atomic word. It takes a lock in these cases:
+//!
+//! - somebody waits for the same bucket;
+//! - it is the first call of a key;
+//! - there are several quotas, or the keys have [quotas of their own](RateLimitLayer::quota);
+//! - the quota does not fit into 63 bits. That is so where the tokens per period and the period in nanoseconds, as a fraction
+//!   in lowest terms, have a numerator above 16 (997 a second, for example), or where an empty bucket takes years to fill.
 //!
 //! # Errors
 //!
-//! A refusal is a [`Rejected`](buttress_core::Rejected) in a box. It says when to come back, unless the call asks for more
-//! than a burst holds: then it would be refused whenever it came. It has the quota that is used up, and the key. Errors of
-//! the service below pass as they are.
+//! A refusal is a [`Rejected`](buttress_core::Rejected) in a box. It says when to come back, unless the call costs more than
+//! a burst holds: such a call is always refused. It has the quota that is used up, and the key. Errors of the service below
+//! pass as they are.
+//!
+//! # Panics
+//!
+//! A call that has to wait panics when it is polled outside of a tokio runtime with its timer; so does `poll_ready` with
+//! [`backpressure`](RateLimitLayer::backpressure).
 //!
 //! # Cancellation
 //!
-//! A call may be dropped at any time. While it waits, those behind it move up at once; its tokens are given back until the
-//! call is made. A call that waits needs a tokio runtime with its timer. One that is kept and not polled has its tokens taken
-//! when its turn comes or later, and may put off those behind it by as much again: poll it or drop it.
+//! A call may be dropped at any time. If it waits, those behind it move up at once. Until the call to the service below is
+//! made, its tokens are given back. A waiting call that is kept but not polled still takes its tokens, when its turn comes
+//! or later, and may delay those behind it by as much again: poll it or drop it.
 //!
 //! # Order in a stack
 //!
-//! Below retries and a breaker, so that every attempt is paced and none waits that would be refused. A timeout above limits
-//! the wait too, but cannot know beforehand that it would be too long: a deadline can. The time of an attempt, and the
-//! patience of a breaker, include the wait: have [`max_wait`](RateLimitLayer::max_wait) well below them.
+//! Below retries and a breaker, so that every attempt is paced, and none waits that the breaker would refuse. A timeout above
+//! limits the wait too, but cannot know beforehand that it would be too long: a deadline can. The wait counts in a retry's
+//! `attempt_timeout`, and in a breaker's `slow_calls` and `patience`: have [`max_wait`](RateLimitLayer::max_wait) well below
+//! them.
 //!
-//! On a server, limits by key stand above the limit of all. Who is over his own is refused then before he takes anything
-//! from the others; the other way round one of them could use it up for everybody.
+//! On a server, limits by key stand above the limit of all. A caller that is over its own limit is then refused before it
+//! takes anything from the others; the other way round, one caller could use up the limit of all.
 //!
 //! # Promises
 //!

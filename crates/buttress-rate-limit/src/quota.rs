@@ -1,12 +1,13 @@
-//! How much is allowed.
+//! How many tokens come in which time.
 
 use std::{borrow::Cow, fmt, num::NonZeroU32, time::Duration};
 
 use buttress_core::QuotaPolicy;
 
-/// So many calls in so much time, and how many of them may come at once.
+/// How many tokens come in a period, and how many of them can be taken at once. A call costs one token, unless the layer has
+/// a [`cost`](crate::RateLimitLayer::cost).
 ///
-/// It cannot be wrong: it is built of what is not zero, and in a `const` where it is known before.
+/// No quota is invalid: neither the tokens nor the period can be zero. One that is known at compile time can be a `const`.
 ///
 /// ```
 /// use std::num::NonZeroU32;
@@ -23,37 +24,37 @@ pub struct Quota {
     pub(crate) tokens: NonZeroU32,
     /// Not zero.
     pub(crate) period: Duration,
-    /// By default as the role of the layer has it.
+    /// By default it depends on the place in the layer, and on whether that refuses.
     pub(crate) burst: Option<NonZeroU32>,
     name: Option<&'static str>,
 }
 
 impl Quota {
-    /// So many a second.
+    /// This many a second.
     #[must_use]
     pub const fn per_second(tokens: NonZeroU32) -> Self {
         Self::of(tokens, Duration::from_secs(1))
     }
 
-    /// So many a minute.
+    /// This many a minute.
     #[must_use]
     pub const fn per_minute(tokens: NonZeroU32) -> Self {
         Self::of(tokens, Duration::from_mins(1))
     }
 
-    /// So many an hour.
+    /// This many an hour.
     #[must_use]
     pub const fn per_hour(tokens: NonZeroU32) -> Self {
         Self::of(tokens, Duration::from_hours(1))
     }
 
-    /// So many a day of 24 hours.
+    /// This many in 24 hours.
     #[must_use]
     pub const fn per_day(tokens: NonZeroU32) -> Self {
         Self::of(tokens, Duration::from_hours(24))
     }
 
-    /// So many in this time; nothing if it is no time at all.
+    /// This many in a period of your own; `None` if the period is zero.
     #[must_use]
     pub const fn per(tokens: NonZeroU32, period: Duration) -> Option<Self> {
         if period.is_zero() {
@@ -63,14 +64,14 @@ impl Quota {
         }
     }
 
-    /// Lets this many come at once after a time without any.
+    /// Lets this many tokens be taken at once after a time without calls.
     ///
-    /// By default the first quota of a layer lets as many come at once as come in 100 ms, or in a second where calls are
-    /// refused, and one at least: of a thousand an hour, one. A quota that is [added](crate::RateLimitLayer::and) to it lets
-    /// all come at once that come in its period.
+    /// By default it is, for the first quota of a layer, the tokens that come in 100 ms, or in a second where calls are
+    /// [refused](crate::RateLimitLayer::refuse), and at least one: of a thousand an hour, one. For a quota that is
+    /// [added](crate::RateLimitLayer::and) it is all the tokens of the period.
     ///
-    /// A client that sends more than some hundred a second needs a burst: it is woken by a timer of milliseconds, and what is
-    /// late is only made up for within the burst.
+    /// A client that sends more than a few hundred calls a second needs a burst of several: timers are accurate to a
+    /// millisecond, and only within the burst is a late wake-up made up for.
     #[must_use]
     pub const fn burst(self, burst: NonZeroU32) -> Self {
         Self {
@@ -79,8 +80,8 @@ impl Quota {
         }
     }
 
-    /// Tells it from the other quotas of a layer, to those who are refused or told what is left; by default `second`,
-    /// `minute`, `hour`, `day`, or the time that it is for.
+    /// Names it in refusals and reports, where it has to be told from the other quotas of its layer; by default `second`,
+    /// `minute`, `hour`, `day`, or else its period, as in `5s`.
     #[must_use]
     pub const fn name(self, name: &'static str) -> Self {
         Self {

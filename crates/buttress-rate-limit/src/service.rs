@@ -21,6 +21,8 @@ use crate::{
 };
 
 /// The service of a [`RateLimitLayer`](crate::RateLimitLayer). See the [crate docs](crate) for an example.
+///
+/// The service inside has to be `Clone`: a call that waits leaves it free for others, and takes a clone along.
 pub struct RateLimit<S, K = One, C = OneToken, D = NoDeadline> {
     inner: S,
     limiter: Arc<Limiter>,
