@@ -34,8 +34,8 @@ struct Name {
     problem: OnceLock<Bytes>,
 }
 
-/// Says in the two fields how the caller stands with these limiters, unless one of them is there: they speak of each
-/// other by name.
+/// Says in the two fields how the caller stands with these limiters, unless the response has one of the fields already:
+/// they refer to each other by name.
 pub(crate) fn add(headers: &mut HeaderMap, limits: &[ServiceLimit]) {
     if limits.is_empty() || headers.contains_key(POLICY) || headers.contains_key(LIMIT) {
         return;
@@ -127,7 +127,7 @@ fn value(field: String) -> HeaderValue {
     HeaderValue::try_from(field).expect("structured fields are ASCII")
 }
 
-/// Their names as a field can have them, and no two the same.
+/// The names of policies as a field can have them, and no two the same.
 fn names<'a>(policies: impl Iterator<Item = &'a QuotaPolicy>) -> Vec<Name> {
     let mut names: Vec<Name> = Vec::new();
     for policy in policies {

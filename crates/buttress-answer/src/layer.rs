@@ -19,14 +19,14 @@ pub struct AnswerLayer {
 }
 
 impl AnswerLayer {
-    /// For HTTP: answers with a status and problem+json (RFC 9457), and says in every response how the caller stands with
-    /// the limiters below.
+    /// For HTTP: answers with a status and problem+json (RFC 9457), and says in every response what the limiters below have
+    /// left for the caller.
     #[must_use]
     pub fn http() -> Self {
         Self::new(Protocol::Http)
     }
 
-    /// For gRPC, around services of `tonic`: answers with a status of gRPC.
+    /// For gRPC, around services of `tonic`: answers with a gRPC status, and says nothing of limiters.
     #[must_use]
     pub fn grpc() -> Self {
         Self::new(Protocol::Grpc)
@@ -41,8 +41,8 @@ impl AnswerLayer {
         }
     }
 
-    /// Answers as this says to an error that is no refusal and no timeout, unless it says `None`; by default with status
-    /// 500, or `UNKNOWN` in gRPC, and nothing of the error.
+    /// Answers an error that is neither a refusal nor a timeout with the response that this returns. Without it, or if it
+    /// returns `None`, the answer is 500, or `UNKNOWN` in gRPC, and shows nothing of the error.
     ///
     /// ```
     /// use std::io;
@@ -61,7 +61,7 @@ impl AnswerLayer {
     /// # tower::Layer::layer(&layer, ());
     /// ```
     ///
-    /// In gRPC, so that an error that is a status of `tonic` is answered with it:
+    /// In gRPC, to answer an error that is a status of `tonic` with that status:
     ///
     /// ```
     /// use buttress_answer::AnswerLayer;

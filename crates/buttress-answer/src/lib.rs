@@ -1,8 +1,8 @@
-//! Answer for the layers below: make a proper response of what they refuse, and of every error.
+//! Turn the refusals and errors of the layers below into proper HTTP or gRPC responses.
 //!
 //! # Example
 //!
-//! A server of axum behind a rate limiter. The layers stand around the router as they are:
+//! An axum server behind a rate limiter, without a `HandleErrorLayer`:
 //!
 //! ```
 //! use std::num::NonZeroU32;
@@ -37,20 +37,20 @@
 //! # }
 //! ```
 //!
-//! A server of tonic has it with `Server::builder().layer(..)`, and is built with [`AnswerLayer::grpc`].
+//! For a tonic server use [`AnswerLayer::grpc`], with `Server::builder().layer(..)`.
 //!
 //! # Defaults
 //!
 //! | knob | default |
 //! |---|---|
 //! | [`AnswerLayer::http`] or [`AnswerLayer::grpc`] | one of the two |
-//! | [`on_error`](AnswerLayer::on_error) | 500 or `UNKNOWN`, and nothing of the error |
+//! | [`on_error`](AnswerLayer::on_error) | 500 or `UNKNOWN`, which show nothing of the error |
 //!
 //! # What becomes what
 //!
 //! | what comes from below | HTTP | gRPC |
 //! |---|---|---|
-//! | a response | as it is, with `RateLimit-Policy` and `RateLimit` if a limiter reports | as it is |
+//! | a response | as it is, with `RateLimit-Policy` and `RateLimit` added if a limiter reports | as it is |
 //! | a refusal ([`Rejected`]) by a limiter | 429, `Retry-After`, the two fields | 8 `RESOURCE_EXHAUSTED`, pushback, or -1 where coming back is of no use |
 //! | any other refusal | 503, `Retry-After` if it is known | 14 `UNAVAILABLE`, pushback if it is known |
 //! | tower's [`Overloaded`] | 503 | 14 `UNAVAILABLE` |
@@ -59,7 +59,7 @@
 //!
 //! | what is sent | value | source |
 //! |---|---|---|
-//! | `Retry-After` | seconds, rounded up; at least 1, and not before `t` | RFC 9110, 10.2.3; the draft, 6 |
+//! | `Retry-After` | seconds, rounded up; at least 1, and never less than `t` | RFC 9110, 10.2.3; the draft, 6 |
 //! | `RateLimit-Policy` | `"burst";q=10;w=1, "hour";q=1000;w=3600`: all quotas; `w` in seconds, rounded up, at least 1 | [the draft], 3 |
 //! | `RateLimit` | `"hour";r=100;t=3`: the quota that bounds most; `t` in seconds, rounded up | the draft, 4 |
 //! | names and numbers in these | what is not printable ASCII is `_`; 999,999,999,999,999 at most | RFC 9651, 3.3.1 and 3.3.3 |
@@ -71,30 +71,30 @@
 //!
 //! [the draft]: https://www.ietf.org/archive/id/draft-ietf-httpapi-ratelimit-headers-10.txt
 //!
-//! Where several limiters report, each has a member of `RateLimit`; a name that is taken has a number added. The fields are
-//! not added where the handler has set one of them, and there is no `t` where it has set `Retry-After`. A request for HEAD
-//! is answered with the same head and no body.
+//! Where several limiters report, each has a member of `RateLimit`; where two have the same name, a number is added to the
+//! second. The fields are not added where the handler has set one of them, and there is no `t` where it has set
+//! `Retry-After`. When the layer answers a HEAD request itself, it sends the same head and no body.
 //!
 //! # State
 //!
-//! There is none. Each request has a [`LimitReport`] put among its extensions, which is all that a response costs: limiters
-//! below write into it what they let through (`RateLimitLayer::http` does). If there is one already, the layer that put it
-//! there tells of it. A proxy that sends a request on with its extensions takes it out first: the limiters of its client
-//! are not those of its callers.
+//! There is none. [`AnswerLayer::http`] puts a [`LimitReport`] among the extensions of each request, which is all that a
+//! response costs. The limiters below write into it how the caller stands (`RateLimitLayer::http` with `refuse` does). If
+//! there is one already, the layer that put it there writes the fields. A proxy that sends a request on with its extensions
+//! has to take it out first: its client's own limits are not those of its callers.
 //!
 //! # Errors
 //!
-//! None: the error of the service is [`Infallible`](std::convert::Infallible). What is found in an error's chain of causes
-//! counts, the outermost first.
+//! None: the error of the service is [`Infallible`](std::convert::Infallible). A refusal or a timeout is found anywhere in an
+//! error's chain of causes; the outermost one counts.
 //!
-//! The answer to a refusal has the [`Rejected`] among its extensions, as a mark for layers above: the handler never ran.
-//! A timeout has no mark, as it may have. A handler that is itself a client, and whose errors have a refusal of the client's
-//! own layers among their causes, must make responses or other errors of them first: it *has* run, and the quota is not
-//! one of those who call it.
+//! The answer to a refusal has the [`Rejected`] among its extensions, which tells layers above that the handler never ran.
+//! After a timeout it may have run, so that answer has no such mark. A handler may itself be a client, with layers of its own
+//! that refuse. It must not pass such an error on, but has to make a response or another error of it: it *has* run, and the
+//! quota that is used up is not one of its callers.
 //!
-//! An error of `poll_ready` is final, and so it is the answer to every later call of that service; of a clone it is if the
-//! clone's own `poll_ready` fails too. Servers clone their service for each connection or request. An
-//! [`on_error`](AnswerLayer::on_error) finds the original error among the causes of the one that it gets.
+//! An error of `poll_ready` is final: it is the answer to every later call of that service. A clone polls its own inner
+//! service, and servers clone for each connection or request. An [`on_error`](AnswerLayer::on_error) finds the original
+//! error among the causes of the one that it gets.
 //!
 //! # Cancellation
 //!
