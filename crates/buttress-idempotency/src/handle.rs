@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     Counts, Event, Operation, Store, StoreError,
     body::Reading,
-    record::{Answer, Completion, Op, Record, RecordKey, StoredResponse},
+    record::{Answer, Completion, Op, Record, RecordKey},
     shared::Shared,
 };
 
@@ -69,12 +69,10 @@ impl<T: Store> Handle<T> {
         answer: Response<Bytes>,
     ) -> Result<bool, StoreError> {
         let (head, body) = answer.into_parts();
+        let settings = &self.shared.settings;
         let completion = Completion {
             body: Reading::new(None).print(),
-            response: StoredResponse {
-                body: Some(body),
-                ..self.shared.settings.keep(head.status, &head.headers)
-            },
+            response: settings.keep(head.status, &head.headers, Some(body)),
         };
         self.end(Operation::Settle, key, Some(completion)).await
     }

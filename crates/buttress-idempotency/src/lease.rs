@@ -81,13 +81,12 @@ impl<T: Store> Held for Claim<T> {
     }
 
     fn completion(&self, response: &Response<Bytes>) -> Completion {
-        let Shared { settings, .. } = &*self.shared;
+        let settings = &self.shared.settings;
         let body = response.body();
-        let mut stored = settings.keep(response.status(), response.headers());
-        stored.body = (body.len() <= settings.max_response).then(|| body.clone());
+        let body = (body.len() <= settings.max_response).then(|| body.clone());
         Completion {
             body: self.reading.print(),
-            response: stored,
+            response: settings.keep(response.status(), response.headers(), body),
         }
     }
 }

@@ -206,10 +206,7 @@ where
         let read = body::read(body).await;
         let completion = Completion {
             body: reading.print(),
-            response: StoredResponse {
-                body: Some(bytes),
-                ..settings.keep(head.status, &head.headers)
-            },
+            response: settings.keep(head.status, &head.headers, Some(bytes)),
         };
         let settle = Op::Settle {
             completion: Some(completion.clone()),
@@ -488,12 +485,10 @@ impl<T: Store> Keep<T> {
         let (parts, body) = response.into_parts();
         let mut body = Box::pin(body);
         let hint = body.size_hint();
-        let mut kept = Kept::new(self.claimed.shared.settings.max_response);
-        let print = self
-            .claimed
-            .shared
-            .settings
-            .keep(parts.status, &parts.headers);
+        let settings = &self.claimed.shared.settings;
+        let mut kept = Kept::new(settings.max_response);
+        // Its body is not known yet.
+        let head = settings.keep(parts.status, &parts.headers, None);
         let (mut first, mut ended) = (Vec::new(), false);
         // What is there at once: most bodies are, whole.
         while kept.fits && !ended {
@@ -510,7 +505,7 @@ impl<T: Store> Keep<T> {
         if ended && kept.fits {
             let body = kept.whole();
             // Whoever has the answer and asks again gets it again.
-            self.complete(print, Some(body.clone())).await;
+            self.complete(head, Some(body.clone())).await;
             return Response::from_parts(parts, ResponseBody::whole(body));
         }
         let (pieces, receiver) = mpsc::unbounded_channel();
@@ -525,14 +520,14 @@ impl<T: Store> Keep<T> {
         let (shared, key, token) = (shared.clone(), key.clone(), *token);
         // Whoever reads it slowly, or not at all, does not hold it up.
         shared.clone().tasks.spawn(async move {
-            let rest = pin!(self.keep_rest(sent, kept, print));
+            let rest = pin!(self.keep_rest(sent, kept, head));
             let heartbeat = pin!(shared.heartbeat(&key, token));
             shared.in_time(pin!(beside(rest, heartbeat))).await;
         });
         Response::from_parts(parts, ResponseBody::kept(receiver, hint))
     }
 
-    async fn keep_rest<RB>(self, mut sent: Sent<RB>, mut kept: Kept, print: StoredResponse)
+    async fn keep_rest<RB>(self, mut sent: Sent<RB>, mut kept: Kept, head: StoredResponse)
     where
         RB: Body<Data = Bytes>,
     {
@@ -543,24 +538,24 @@ impl<T: Store> Keep<T> {
         let left = self.claimed.shared.settings.ceiling.saturating_sub(took);
         let in_time = timeout(left, rest).await.is_ok();
         if kept.fits && in_time {
-            self.complete(print, Some(kept.whole())).await;
+            self.complete(head, Some(kept.whole())).await;
             // The end comes when the record is complete.
             drop(sent);
         } else {
             drop(sent);
-            self.complete(print, None).await;
+            self.complete(head, None).await;
         }
     }
 
     fn complete(
         self,
-        response: StoredResponse,
+        head: StoredResponse,
         body: Option<Bytes>,
     ) -> impl Future<Output = ()> + Send {
         let took = clock::now().saturating_duration_since(self.start);
         let completion = Completion {
             body: self.reading.print(),
-            response: StoredResponse { body, ..response },
+            response: StoredResponse { body, ..head },
         };
         self.claimed.complete(completion, took)
     }

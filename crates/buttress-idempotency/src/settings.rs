@@ -136,8 +136,13 @@ impl Settings {
         Duration::from_millis(rand::random_range(50..=500)).min(self.lease)
     }
 
-    /// The head of a response as it is kept.
-    pub(crate) fn keep(&self, status: StatusCode, headers: &HeaderMap) -> StoredResponse {
+    /// A response as it is kept: without the headers that are not replayed, and with this body.
+    pub(crate) fn keep(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: Option<Bytes>,
+    ) -> StoredResponse {
         let replayed = headers.iter().filter(|(name, _)| self.is_replayed(name));
         let headers = replayed.map(|(name, value)| {
             let value = Bytes::copy_from_slice(value.as_bytes());
@@ -146,7 +151,7 @@ impl Settings {
         StoredResponse {
             status: status.as_u16(),
             headers: headers.collect(),
-            body: None,
+            body,
         }
     }
 
