@@ -128,12 +128,12 @@ mod json;
 mod key;
 mod layer;
 mod lease;
+mod memory;
+mod operator;
 mod policy;
 mod problem;
 #[doc = include_str!("../PROMISES.md")]
 pub mod promises {}
-mod memory;
-mod operator;
 pub mod record;
 mod recover;
 mod run;
