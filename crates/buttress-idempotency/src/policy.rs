@@ -16,8 +16,8 @@ pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-rep
 
 /// What a server promises about the keys of its requests.
 ///
-/// The draft of `Idempotency-Key` asks for it: whoever takes keys has to publish how, and when they expire. The three forms
-/// say the same, and nothing that is not set.
+/// The draft of `Idempotency-Key` asks for it: a server that takes keys has to publish which, and when they expire. The three
+/// forms say the same, and only what applies to these settings.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,49 +40,52 @@ pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-rep
 pub struct Policy {
     /// The methods whose requests take a key: by default POST and PATCH.
     pub methods: Vec<Method>,
-    /// Must such a request have one? By default it need not.
+    /// Must such a request have a key? By default it need not.
     pub required: bool,
-    /// How long a key is remembered: 24 hours by default.
+    /// How long a key is remembered after its request was done: 24 hours by default.
     pub ttl: Duration,
     /// How many characters a key may have: [`Key::MAX_LENGTH`].
     pub max_key_length: usize,
-    /// What has to be the same where the key is: by default the method, the path, the query, the content type and the body.
+    /// What has to be the same in all requests with one key: by default the method, the path, the query, the content type
+    /// and the body.
     pub fingerprint: Vec<String>,
-    /// Up to how many bytes a body of JSON is the same if it says the same: by default none is, and the bytes have to be.
+    /// Up to how many bytes two JSON bodies are compared by what they say; by default none are, and bodies are compared by
+    /// their bytes.
     pub canonical_json_limit: Option<u64>,
-    /// How long a request whose key is in flight waits for its answer: by default not at all.
+    /// How long a duplicate of a request in flight waits for the answer; by default it does not wait.
     pub wait: Duration,
-    /// Is a request run again if the outcome of its first run is unknown? By default it is not, and refused.
+    /// Is a request run again if the outcome of its first run is unknown? By default it is refused.
     pub reruns: bool,
-    /// Is a request run without protection while there is no store? By default it is not, and refused.
+    /// Is a request run without protection while the store cannot be asked? By default it is refused. If its record is
+    /// damaged, it is refused in any case.
     pub fails_open: bool,
-    /// Is a request run again after an answer of 5xx? By default that answer is given again, as every other.
+    /// Is a request run again after an answer of 5xx? By default that answer is replayed, as any other.
     pub releases_5xx: bool,
-    /// How many bytes the body of an answer may have to be given again: 1 MiB by default. A longer one is left out.
+    /// How many bytes of body a replayed answer may have: 1 MiB by default. A larger body is left out.
     pub response_limit: u64,
-    /// The field that an answer has which is given again: `Idempotency-Replayed` by default. Its value is `true`.
+    /// The field that marks a replayed answer: `Idempotency-Replayed` by default. Its value is `true`.
     pub replay_header: HeaderName,
 }
 
-/// Why a request is refused on account of its key.
+/// Why a request is refused because of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Refusal {
     /// 400: it has no key, and must have one.
     Missing,
-    /// 400: what it has is no key.
+    /// 400: what it has is not a valid key, or there are two.
     Invalid,
-    /// 403: nobody knows whose key it is.
+    /// 403: it is not known whose key it is.
     NoScope,
     /// 409: a request with this key is under way.
     InFlight,
-    /// 409: nobody knows what came of the request with this key.
+    /// 409: it is not known what came of the request with this key.
     OutcomeUnknown,
     /// 422: the key belongs to another request.
     Mismatch,
     /// 429: this caller has as many keys as it may have.
     TooManyKeys,
-    /// 503: there is no store to be asked.
+    /// 503: the store cannot be asked or is full, or the record of this key is damaged.
     StoreDown,
 }
 
@@ -196,15 +199,13 @@ impl Default for Policy {
 impl Policy {
     /// The refusals that there can be, in the order of their statuses.
     pub fn refusals(&self) -> impl Iterator<Item = Refusal> {
-        Refusal::ALL.into_iter().filter(|refusal| match refusal {
-            Refusal::Missing => self.required,
-            Refusal::OutcomeUnknown => !self.reruns,
-            Refusal::StoreDown => !self.fails_open,
-            _ => true,
-        })
+        // Two cannot be ruled out: a run that is cut off when its server ends is an unknown outcome even where it is to be
+        // run again, and a damaged record is a 503 even where requests are run without protection.
+        let all = Refusal::ALL.into_iter();
+        all.filter(|refusal| self.required || *refusal != Refusal::Missing)
     }
 
-    /// The policy as JSON, for programs. Durations are in seconds, and what is left of one is dropped.
+    /// The policy as JSON, for programs. Durations are in whole seconds, rounded down.
     #[must_use]
     pub fn to_json(&self) -> String {
         let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
@@ -305,10 +306,11 @@ impl Policy {
         text
     }
 
-    /// The policy for `OpenAPI` 3.1, in JSON: a document with components alone, to be merged or referred to.
+    /// The policy for `OpenAPI` 3.1, in JSON: a document of components only, to be merged into another or referred to.
     ///
     /// It has the parameter `IdempotencyKey`, the responses `Idempotency400` and so on, one for each status, the schema of
-    /// their bodies, and the path item `Idempotent`, which shows how an operation of each method has them.
+    /// their bodies, and the path item `Idempotent`, which shows how an operation of each method uses them. Methods that
+    /// `OpenAPI` does not know are left out of that.
     #[must_use]
     pub fn to_openapi(&self) -> String {
         let mut by_status = BTreeMap::<u16, Vec<Refusal>>::new();
@@ -520,7 +522,7 @@ mod tests {
     fn only_what_is_set_can_be_refused() {
         let policy = Policy::default();
         assert_eq!(statuses(&policy), [400, 403, 409, 409, 422, 429, 503]);
-        assert_eq!(statuses(&other()), [400, 400, 403, 409, 422, 429]);
+        assert_eq!(statuses(&other()), [400, 400, 403, 409, 409, 422, 429, 503]);
     }
 
     // promise: ID-26
@@ -563,7 +565,7 @@ mod tests {
         assert_eq!(policy["replay"]["not_replayed"][3], "5xx");
         assert_eq!(policy["fingerprint"], json!(["path"]));
         assert_eq!(policy["canonical_json_limit_bytes"], 65_536);
-        assert_eq!(policy["refusals"].as_array().unwrap().len(), 6);
+        assert_eq!(policy["refusals"].as_array().unwrap().len(), 8);
     }
 
     // promise: ID-26

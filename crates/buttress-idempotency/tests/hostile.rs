@@ -11,7 +11,7 @@ use std::{
 
 use buttress_core::{BoxError, Rejected};
 use buttress_idempotency::{
-    Global, IdempotencyLayer, Lapse, Lease, MemoryStore, RequestBody, Store,
+    Global, IdempotencyLayer, Lapse, Lease, MemoryStore, Refusal, RequestBody, Store,
     record::{Op, State, StoredResponse},
 };
 use bytes::Bytes;
@@ -162,6 +162,28 @@ async fn a_damaged_record_is_never_run_without_protection() {
     // What could not be read was not claimed either: nothing has to be undone.
     sleep(Duration::from_mins(1)).await;
     assert_eq!(store.asked(), 1);
+}
+
+// promise: ID-26
+#[tokio::test(start_paused = true)]
+async fn what_may_be_refused_though_it_is_set_otherwise_is_published() {
+    let (store, effects) = (Records::new(), Effects::default());
+    let layer = layer(&store).fail_open().on_lapse(Lapse::Rerun);
+    let service = layer.layer(service_fn(slow(&effects, Duration::from_hours(1))));
+    let ask = || tokio::spawn(service.clone().oneshot(post("k", "apples")));
+    store.be(Mood::Damaged);
+    let damaged = ask().await.unwrap().unwrap();
+    store.be(Mood::Well);
+    let cut = ask();
+    sleep(SHORT).await;
+    assert!(!layer.handle().drain(SECOND).await);
+    let policy = layer.policy();
+    let published: Vec<_> = policy.refusals().map(Refusal::code).collect();
+    for (answer, status) in [(damaged, 503), (cut.await.unwrap().unwrap(), 409)] {
+        let (answered, body, _) = read(answer).await;
+        assert_eq!(answered, status);
+        assert!(published.contains(&&*code(&body)), "{body}");
+    }
 }
 
 // promises: ID-14, ID-20
