@@ -102,8 +102,8 @@ impl Reading {
     }
 }
 
-/// The body of a request to the service below an [`Idempotency`](crate::Idempotency) service. It is the client's, and is
-/// hashed as it is read.
+/// The body of a request to the service below an [`Idempotency`](crate::Idempotency) service: the client's body, which is
+/// hashed as it is read if the request has a key.
 #[pin_project]
 pub struct RequestBody<B> {
     #[pin]
@@ -222,7 +222,8 @@ pub(crate) async fn is_of<B: Body<Data = Bytes>>(
     Ok(same_bytes || copied.hash() == Some(print.hash))
 }
 
-/// The body of a response of an [`Idempotency`](crate::Idempotency) service.
+/// The body of a response of an [`Idempotency`](crate::Idempotency) service: that of the service below, or what was kept of
+/// it. It panics when it is polled after that of the service below has panicked.
 #[pin_project]
 pub struct ResponseBody<B: Body> {
     #[pin]

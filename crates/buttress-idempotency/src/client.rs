@@ -2,7 +2,7 @@
 //!
 //! # Example
 //!
-//! A client that retries its payments, over any service that takes `http` requests:
+//! A client that retries its payments, around any service that takes `http` requests:
 //!
 //! ```
 //! use buttress_idempotency::IdempotencyKeyLayer;
@@ -26,19 +26,20 @@
 //! # }
 //! ```
 //!
-//! # Whose key it is
+//! # What a key is for
 //!
-//! A call is what goes through this layer once. Whoever makes it again, after a crash or because a user has pressed a
-//! button twice, makes another call, with another key, unless he sets the `Idempotency-Key` himself: one that is there stays
+//! A call is what goes through this layer once. A program that makes it again, after a crash or because a user has pressed a
+//! button twice, makes another call, with another key, unless it sets the `Idempotency-Key` itself: one that is there stays
 //! as it is. For a call that outlives the process, write the key down first, and set it.
 //!
-//! Values are marked as sensitive: `Debug` does not show them, and HTTP/2 keeps them out of its tables.
+//! The keys that this layer makes are marked as sensitive: `Debug` does not show them, and HTTP/2 keeps them out of its
+//! tables.
 //!
 //! # What it asks of the server
 //!
-//! That it knows keys. The retry layer takes a key for the server's word that two requests are done once, and sends again what
-//! may have been done; at a server that does not look at keys it is done twice. A client of several servers gives keys to
-//! those that know them:
+//! The server has to know keys. The retry layer takes a key for the server's word that two requests with it are done once,
+//! and sends again what may have been done; a server that does not look at keys would do it twice. A client of several
+//! servers gives keys to those that know them:
 //!
 //! ```
 //! use buttress_idempotency::IdempotencyKeyLayer;
@@ -63,7 +64,7 @@
 //!
 //! # State
 //!
-//! There is none: all layers draw from the same numbers.
+//! There is none: all layers of a process draw their keys from one source.
 //!
 //! # Errors
 //!
@@ -76,13 +77,13 @@
 //!
 //! # Order in a stack
 //!
-//! Above the retry layer. Below it every attempt would have a key of its own, and a server could not know that they are one
-//! call; so `RetryLayer` does not see any key then, and does not send again what may have been done.
+//! Above the retry layer. Below it every attempt would have a key of its own, and the server could not know that they are one
+//! call. `RetryLayer` would see no key then, and would not send again what may have been done.
 //!
 //! # Redirects
 //!
-//! A key that was made for one origin should not be shown to another. hyper-util's client follows no redirects. For those
-//! that do it is a question of what stands above what:
+//! A key that was made for one origin should not be shown to another. hyper-util's client follows no redirects. For clients
+//! that do, it depends on the order:
 //!
 //! | who follows | then |
 //! |---|---|
@@ -90,8 +91,8 @@
 //! | tower-http's `FollowRedirect` below it | the key goes to wherever the redirect leads: put it above |
 //! | reqwest, by itself | the key goes to wherever the redirect leads: reqwest drops the credentials that it knows, and this is none |
 //!
-//! Nothing above reqwest can see that, so it has to be told. With this policy it hands a redirect to another origin to the
-//! caller, and follows the others:
+//! No layer above reqwest can see that, so reqwest has to be told. With this policy it hands a redirect to another origin back
+//! to the caller, and follows the others:
 //!
 //! ```
 //! use reqwest::{
@@ -209,8 +210,8 @@ impl Default for IdempotencyKeyLayer {
 impl<K> IdempotencyKeyLayer<K> {
     /// Gives a key to requests with one of these methods; by default to POST and PATCH.
     ///
-    /// `RetryLayer::http()` asks for a key at POST and PATCH alone. What has another method, and is not idempotent by it, it
-    /// sends again only if its `idempotent` says so.
+    /// `RetryLayer::http()` looks for a key only at POST and PATCH. A request with another method that is not idempotent is
+    /// sent again only if that layer's `idempotent` says so.
     #[must_use]
     pub fn methods(
         self,
@@ -219,7 +220,7 @@ impl<K> IdempotencyKeyLayer<K> {
         self.keyed(Methods(methods.into_iter().collect()))
     }
 
-    /// Gives a key to the requests that this says; by default to POST and PATCH. See the [module](self) for an example.
+    /// Gives a key to the requests for which this says so; by default to POST and PATCH. See the [module](self) for an example.
     #[must_use]
     pub fn keyed<F>(self, keyed: F) -> IdempotencyKeyLayer<F> {
         IdempotencyKeyLayer {
@@ -228,11 +229,11 @@ impl<K> IdempotencyKeyLayer<K> {
         }
     }
 
-    /// Makes keys that sort by the time they were made, UUIDs of version 7, which is cheaper for a server whose index has
-    /// them as they are; by default they are of version 4, and tell nothing.
+    /// Makes UUIDs of version 7, which sort by the time at which they were made; that is cheaper for a server that keeps keys
+    /// in an index as they are. By default they are of version 4, and tell nothing.
     ///
-    /// Whoever sees one knows the millisecond of the call. The rest of it is random, but for those that this process makes in
-    /// one millisecond: they are counted on from a random number too.
+    /// Whoever sees one knows the millisecond of the call. The rest is random, but the keys that this process makes within one
+    /// millisecond are counted on from a random number.
     #[must_use]
     pub fn v7(mut self) -> Self {
         self.version = Version::V7;

@@ -1,4 +1,4 @@
-//! How a record is written down by a store that outlives the process.
+//! How a store that outlives the process writes a record down. It is for those who write a [`Store`](crate::Store).
 //!
 //! ```text
 //! version: 1 byte    record: postcard    checksum: 16 bytes of BLAKE3 over key, version and record
@@ -38,8 +38,8 @@ pub fn encode(key: &RecordKey, record: &Record) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// Everything else is [`Damaged`](StoreErrorKind::Damaged): one bit that is not as it was, a byte too few or too many, a
-/// version that is not known yet, or a record of another key. There is nothing that reads as if there were no record.
+/// Everything else is [`Damaged`](StoreErrorKind::Damaged): one bit that is not as it was, a byte too few or too many, an
+/// unknown version, or a record of another key. No bytes read as if there were no record.
 pub fn decode(key: &RecordKey, bytes: &[u8]) -> Result<Record, StoreError> {
     let damaged = |why: &str| StoreError::new(StoreErrorKind::Damaged).because(why);
     match bytes.first() {

@@ -12,27 +12,28 @@ use serde::Serialize;
 
 use crate::{StoreErrorKind, record::RecordKey};
 
-/// Something that happened to a request with a key. See the [crate docs](crate) for an example.
+/// Something that happened to a request with a key, as [`on_event`](crate::IdempotencyLayer::on_event) reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// The handler is run.
     #[non_exhaustive]
     Run {
-        /// Which claim of its key it is.
+        /// The number of the claim: higher than that of each earlier claim of this key.
         fence: u64,
     },
     /// The handler has answered, and the answer is kept.
     #[non_exhaustive]
     Completed {
-        /// How long it took.
+        /// How long it took to answer, with the body as far as that is kept.
         took: Duration,
-        /// Was the body too large to be kept?
+        /// Was the body left out, since it is too large to be kept?
         omitted: bool,
     },
     /// The handler never ran, or its answer is not one to keep: the key is free again.
     Released,
-    /// It is not known what a run has done: it was cut off, it panicked, or its lease was over.
+    /// It is not known what a run has done: it was cut off, panicked, ended with an error, or answered with 1xx; or its
+    /// answer could not be stored.
     Abandoned,
     /// A handler has answered whose key was meanwhile run again, settled or forgotten: its own client has the answer, and
     /// nobody else ever gets it. Its effects may be there twice.
@@ -45,24 +46,24 @@ pub enum Event {
     OutcomeUnknown,
     /// The key belongs to another request.
     Mismatch,
-    /// There was no key where one is required, or none that can be one, or nobody whose it is.
+    /// There was no key where one is required, or an invalid one, or it is not known whose key it is.
     Rejected,
-    /// The store could not do what it was asked for.
+    /// An operation of the store has failed.
     #[non_exhaustive]
     StoreFailed {
         /// Why.
         kind: StoreErrorKind,
     },
-    /// An operator looked at records, or did something to them.
+    /// An operator looked at records, or changed them.
     #[non_exhaustive]
     Operated {
-        /// What.
+        /// What he did.
         operation: Operation,
-        /// Of which record, if of one.
+        /// The key of the record, if it was about one.
         key: Option<RecordKey>,
-        /// Who, if he has [said so](crate::Handle::by).
+        /// Who he is, if the [handle says so](crate::Handle::by).
         by: Option<Arc<str>>,
-        /// Was it done? Not if there is no such record, if its outcome is not unknown, or if the store failed.
+        /// Was it done? It was not if there is no such record, if its outcome is not unknown, or if the store failed.
         done: bool,
     },
 }
@@ -79,11 +80,11 @@ pub enum Operation {
     Settle,
     /// He says that nothing was done.
     Release,
-    /// He has those forgotten that have expired.
+    /// He removes records that have expired.
     Purge,
 }
 
-/// How often what has happened.
+/// How often each thing has happened in this process, since the layer was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Counts {
@@ -93,7 +94,7 @@ pub struct Counts {
     pub completed: u64,
     /// Keys that were freed, since the handler never ran or its answer is not one to keep.
     pub released: u64,
-    /// Runs that were cut off, or panicked.
+    /// Runs of which it is not known what they have done.
     pub abandoned: u64,
     /// Handlers that answered when their key was not theirs any more.
     pub superseded: u64,
@@ -105,13 +106,13 @@ pub struct Counts {
     pub outcome_unknown: u64,
     /// Requests whose key belongs to another one.
     pub mismatches: u64,
-    /// Requests without a key where one is required, with none that can be one, or of nobody.
+    /// Requests without a key where one is required, with an invalid one, or with one of which it is not known whose it is.
     pub rejected: u64,
-    /// Operations that the store failed at.
+    /// Operations of the store that have failed.
     pub store_errors: u64,
 }
 
-/// Counts as it goes.
+/// The counts so far.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     runs: AtomicU64,

@@ -17,8 +17,9 @@ use crate::ResponseBody;
 
 /// The response of an [`Idempotency`](crate::Idempotency) service.
 ///
-/// It may be dropped at any time. A request without a key is dropped with it; one with a key is done all the same, and its
-/// answer kept for when it comes again, unless it [waits](crate::IdempotencyLayer::wait) for another one that is.
+/// It may be dropped at any time. A request without a key is dropped with it, and so is one that
+/// [waits](crate::IdempotencyLayer::wait) for the answer to another. Any other request with a key is done all the same, and
+/// its answer is kept for duplicates.
 #[pin_project]
 #[must_use = "a call does nothing until its future is polled"]
 pub struct ResponseFuture<F, RB: Body, E> {

@@ -13,10 +13,11 @@ use crate::{
     shared::Shared,
 };
 
-/// The records of a layer, for their operator. What is done here is an [`Event::Operated`], which says who
-/// [did](Self::by) it.
+/// The records of a layer, for their operator. Each operation on records is an [`Event::Operated`], which says
+/// [who](Self::by) did it.
 ///
-/// Each operation waits for the store as long as [`store_timeout`](crate::IdempotencyLayer::store_timeout) says.
+/// Each operation waits for the store as long as [`store_timeout`](crate::IdempotencyLayer::store_timeout) says. One whose
+/// future is dropped may be done or not, and is no event.
 #[derive(Debug)]
 pub struct Handle<T> {
     shared: Arc<Shared<T>>,
@@ -38,7 +39,7 @@ impl<T: Store> Handle<T> {
         }
     }
 
-    /// The record of a key.
+    /// The record of a key, if there is one.
     pub async fn get(&self, key: &RecordKey) -> Result<Option<Record>, StoreError> {
         let record = self.shared.ask(self.shared.store.get(key)).await;
         let done = matches!(record, Ok(Some(_)));
@@ -46,7 +47,7 @@ impl<T: Store> Handle<T> {
         record
     }
 
-    /// Up to so many records that are running or unknown, behind this key in the order of keys.
+    /// Up to `limit` records that are running or unknown, in the order of keys: those after this key, or from the first on.
     pub async fn list_open(
         &self,
         after: Option<&RecordKey>,
@@ -58,11 +59,11 @@ impl<T: Store> Handle<T> {
         records
     }
 
-    /// Says that a request whose outcome is unknown was done, and what it has for an answer from now on. Returns false if it
-    /// is not unknown.
+    /// Says that a request whose outcome is unknown was done, and which answer its duplicates get from now on. Returns false,
+    /// and changes nothing, if its outcome is not unknown.
     ///
-    /// Of the answer's headers those are kept that are kept of a handler's. As nobody knows what body the request had, the
-    /// next one with this key has the answer whatever its body is.
+    /// Of the answer's headers those are kept that are kept of a handler's answer; its body is kept however large it is. As
+    /// nobody knows what body the request had, duplicates get this answer whatever their body is.
     pub async fn settle(
         &self,
         key: &RecordKey,
@@ -77,8 +78,8 @@ impl<T: Store> Handle<T> {
         self.end(Operation::Settle, key, Some(completion)).await
     }
 
-    /// Says that of a request whose outcome is unknown nothing was done: the next one with this key is run. Returns false if
-    /// it is not unknown.
+    /// Says that nothing was done of a request whose outcome is unknown: the next one with its key is run. Returns false, and
+    /// changes nothing, if its outcome is not unknown.
     pub async fn release(&self, key: &RecordKey) -> Result<bool, StoreError> {
         self.end(Operation::Release, key, None).await
     }
@@ -97,7 +98,7 @@ impl<T: Store> Handle<T> {
         settled
     }
 
-    /// Forgets up to so many records that have expired, and returns how many.
+    /// Removes up to `limit` records that have expired, and returns how many it has removed.
     pub async fn purge_expired(&self, limit: usize) -> Result<usize, StoreError> {
         let asked = self.shared.store.purge_expired(limit);
         let purged = self.shared.ask(asked).await;
@@ -124,8 +125,11 @@ impl<T: Store> Handle<T> {
         self.shared.settings.max_response
     }
 
-    /// Waits for the handlers that are still running, for this time at most; those that take longer are cut off, and their
-    /// outcome is unknown. Call it when the server takes no more requests. Returns whether all came to their end.
+    /// Waits for the handlers that are still running, and for streamed bodies that are still to be kept, for this time at most.
+    /// Returns whether all came to their end.
+    ///
+    /// Those that take longer are cut off, and their outcome is unknown. If there are any, the layer runs nothing more from
+    /// then on, and answers 409 to each request with a key. Call it when the server takes no more requests.
     pub async fn drain(&self, within: Duration) -> bool {
         let Shared { tasks, cut, .. } = &*self.shared;
         tasks.close();

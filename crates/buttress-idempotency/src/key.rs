@@ -11,8 +11,8 @@ pub(crate) static FIELD: HeaderName = HeaderName::from_static("idempotency-key")
 /// The key of a request: 1 to 255 visible characters of ASCII, by which the same request is known when it comes again.
 ///
 /// A key comes as a string of structured fields, `"k"`, as [draft-ietf-httpapi-idempotency-key-header-07] has it, or bare,
-/// `k`, as many clients send it. Both are the same key. How long it is, is said of its own text, without the quotes and
-/// backslashes around it.
+/// `k`, as many clients send it. Both are the same key. Its length is that of its own text, without quotes and escaping
+/// backslashes.
 ///
 /// | value | key |
 /// |---|---|
@@ -21,12 +21,12 @@ pub(crate) static FIELD: HeaderName = HeaderName::from_static("idempotency-key")
 /// | `order:123`, `a/b`, `a\|b`, `a;b`, `a\b` | the same: a bare key is what it is, to the letter |
 /// | spaces around a key | not a part of it (RFC 9651, 4.2) |
 /// | `"a";x=1` | none: the draft knows no parameters, and one that is not understood may make another key of it |
-/// | `a,b` | none, or two: whoever joins two lines into one writes a comma. In quotes it is a character like others |
+/// | `a,b` | none: a proxy that joins two lines into one writes a comma. In quotes it is a character like others |
 /// | `a"b`, `"abc`, `"a" x`, `a b`, `""`, no character at all | none |
 /// | a tab or another control, 0x7F, or anything beyond ASCII | none |
 ///
-/// Neither `Debug` nor anything else shows it, except [`as_str`](Key::as_str): whoever knows a key can ask for what was
-/// answered to it.
+/// Nothing shows it, `Debug` neither, except [`as_str`](Key::as_str): whoever knows a key can ask for the answer to its
+/// request.
 ///
 /// ```
 /// use buttress_idempotency::{Key, KeyError};
@@ -43,13 +43,13 @@ pub(crate) static FIELD: HeaderName = HeaderName::from_static("idempotency-key")
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key(String);
 
-/// Why a field is no key. It shows nothing of what came.
+/// Why a field is not a valid key. It shows nothing of the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyError {
     /// There are two fields, or more.
     Repeated,
-    /// It has no character.
+    /// It is empty.
     Empty,
     /// It has more than [`Key::MAX_LENGTH`] characters.
     TooLong,
@@ -61,7 +61,7 @@ impl Key {
     /// How many characters a key may have: 255.
     pub const MAX_LENGTH: usize = 255;
 
-    /// The key of a request with these headers, or none if it has no `Idempotency-Key`.
+    /// The key of a request with these headers; `None` if there is no `Idempotency-Key`.
     pub fn of(headers: &HeaderMap) -> Result<Option<Self>, KeyError> {
         let mut lines = headers.get_all(&FIELD).iter();
         let Some(line) = lines.next() else {
@@ -73,7 +73,7 @@ impl Key {
         Self::parse(line.as_bytes()).map(Some)
     }
 
-    /// The key that the value of a field is.
+    /// Reads a key from the value of the field.
     pub fn parse(value: &[u8]) -> Result<Self, KeyError> {
         // A tab may not stand around an item, though it may around a field: no client sends one.
         let mut value = value;
@@ -105,7 +105,7 @@ impl Key {
         }
     }
 
-    /// The key itself. It belongs into no log.
+    /// The key itself. Keep it out of logs.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -15,11 +15,11 @@ use crate::{
     settings::Settings, shared::Shared,
 };
 
-/// Does a request with an `Idempotency-Key` once, and answers it again as often as it comes. See the [crate docs](crate) for
+/// Does a request with an `Idempotency-Key` once, and gives its answer to every duplicate. See the [crate docs](crate) for
 /// an example.
 ///
-/// Every service that it makes, and every clone of it or of them, shares its store and its runs. A setter makes new ones: set
-/// first, then clone and take handles.
+/// Every service that it makes, and every clone of it or of them, shares its store and its runs. A layer that a setter
+/// returns shares its runs with none before: set first, then clone and take handles.
 pub struct IdempotencyLayer<T, C> {
     store: T,
     scope: C,
@@ -52,7 +52,7 @@ impl Scope for Global {
 }
 
 impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
-    /// Keeps what was done in a store, for each scope by itself.
+    /// Keeps records in this store. Each scope has its own keys: a key of one user is not that of another.
     #[must_use]
     pub fn new(store: T, scope: C) -> Self {
         Self {
@@ -76,41 +76,43 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
             .get_or_init(|| Arc::new(Shared::new(self.store.clone(), self.settings.clone())))
     }
 
-    /// Answers 400 to a request without a key; by default it is run as if there were no such layer.
+    /// Answers 400 to a request without a key; by default it is run as if this layer were not there.
     #[must_use]
     pub fn required(self) -> Self {
         self.change(|settings| settings.required = true)
     }
 
-    /// Minds these methods; by default POST and PATCH.
+    /// Looks for keys in requests with these methods, and passes all others on; by default POST and PATCH.
     #[must_use]
     pub fn methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.change(|settings| settings.methods = methods.into_iter().collect())
     }
 
-    /// Remembers a request for this time after it was done, or its outcome has become unknown; by default 24 hours. For
+    /// Remembers a request for this time after it was done, or after its outcome became unknown; by default 24 hours. For
     /// payments take 72: a bug that is found on a Friday is mended on a Monday.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
         self.change(|settings| settings.ttl = ttl)
     }
 
-    /// Takes a run for dead of which nothing was heard for this time; by default 30 s. It is heard of three times as often.
+    /// Takes a run for dead when its lease was not renewed for this time; by default 30 s. The layer renews it every third of
+    /// that.
     #[must_use]
     pub fn lease(self, lease: Duration) -> Self {
         self.change(|settings| settings.lease = lease)
     }
 
-    /// Lets a run take this time at most before its outcome counts as unknown; by default 10 minutes. It is not stopped.
+    /// Renews the lease of a run for this time at most; by default 10 minutes. The handler is not stopped then, but its outcome
+    /// is unknown once the lease is over, until it answers after all.
     ///
-    /// One that has answered, and whose body still comes then, is done: it is replayed without its body, which goes on to its
-    /// client alone.
+    /// A run that has answered by then, and is still sending its body, is done: the rest of the body goes to its own client,
+    /// and replays have no body.
     #[must_use]
     pub fn ceiling(self, ceiling: Duration) -> Self {
         self.change(|settings| settings.ceiling = ceiling)
     }
 
-    /// What becomes of a request whose earlier run has an unknown outcome; by default it is refused.
+    /// Says what becomes of a request whose earlier run has an unknown outcome; by default it is refused.
     #[must_use]
     pub fn on_lapse(self, lapse: Lapse) -> Self {
         self.change(|settings| settings.lapse = lapse)
@@ -119,9 +121,9 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
     /// Asks the world outside what came of an earlier run whose outcome is unknown, before [`on_lapse`](Self::on_lapse)
     /// applies; by default there is nobody to ask.
     ///
-    /// It is given the head of a request that is the same, with its key, and may take its time: the client waits. It may be
-    /// asked by several at the same time. A client that is settled to have been answered has no body to be told from others
-    /// by but that of the request at hand.
+    /// `ask` is given the head of the duplicate, with its key, and may take its time: the client waits. It may be asked for
+    /// several duplicates at the same time. If it says that the request was done, the body of this duplicate is the one that
+    /// later ones are compared with: that of the first request is not known.
     #[must_use]
     pub fn recover<F, A>(self, ask: F) -> Self
     where
@@ -131,73 +133,76 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.recover = Some(Recover::new(ask)))
     }
 
-    /// Has a duplicate wait for the first one's answer, for this time at most; by default it is answered with 409.
+    /// Has a duplicate wait for the answer to the first request, for this time at most, and only then answers 409; by default
+    /// it is answered with 409 at once.
     #[must_use]
     pub fn wait(self, wait: Duration) -> Self {
         self.change(|settings| settings.wait = Some(wait))
     }
 
-    /// Has the handler say with [`Lease::arm`](crate::Lease::arm) from when on its effects are seen; by default they may be from the
-    /// beginning. What dies before that leaves the key free.
+    /// Has the handler say with [`Lease::arm`](crate::Lease::arm) from when on it may have effects; by default it may have
+    /// some from the beginning. A run that dies before that leaves the key free.
     #[must_use]
     pub fn explicit_arm(self) -> Self {
         self.change(|settings| settings.explicit_arm = true)
     }
 
-    /// Frees the key when the handler answers with 5xx, so that it is run again; by default such an answer is kept like any
+    /// Frees the key when the handler answers with 5xx, so that a duplicate is run; by default such an answer is kept like any
     /// other, since it does not say that nothing was done.
     #[must_use]
     pub fn release_5xx(self) -> Self {
         self.change(|settings| settings.release_5xx = true)
     }
 
-    /// Takes two bodies of JSON for the same if they say the same, up to this many bytes; by default they are the same if their
-    /// bytes are.
+    /// Takes two JSON bodies of up to this many bytes for the same if they say the same; by default bodies are compared by
+    /// their bytes.
     ///
     /// It is for requests with the content type `application/json`, or one that ends in `+json`. What counts is the canonical
     /// form of RFC 8785: the order of members does not matter, nor do white space, the escapes in a string, and how a number
     /// is written. `1` and `1.0` are equal. Numbers are compared to their last digit and not as doubles: 9007199254740993
     /// is not 9007199254740992.
     ///
-    /// A body is compared by its bytes if it has more than these, is not valid, has a member twice or half of a surrogate
-    /// pair, is nested more than 128 deep, or if the handler has not read it to its end.
+    /// A body is compared by its bytes if it has more than `max_bytes`, is not valid, has a member twice or half of a
+    /// surrogate pair, is nested more than 128 deep, or if the handler has not read it to its end.
     ///
-    /// The handler reads its body as it comes; the layer keeps a copy of up to `max_bytes` until it has answered, and parses it
-    /// then. While that is done, a body of hostile JSON may take some 20 times its size. With the setting taken back, a
-    /// request is another one than it was with it, and refused until its key has expired.
+    /// The handler reads its body as it comes; the layer keeps a copy of up to `max_bytes` until it has answered, and parses
+    /// it then. To parse hostile JSON may take some 20 times its size in memory. When this is switched off again, duplicates
+    /// of requests that were done with it are refused as other requests, until their keys have expired.
     #[must_use]
     pub fn canonical_json(self, max_bytes: usize) -> Self {
         self.change(|settings| settings.canonical_json = Some(max_bytes))
     }
 
-    /// Keeps the body of a response up to this many bytes; by default 1 MiB. The replay of a larger one has no body.
+    /// Keeps the body of a response up to this many bytes; by default 1 MiB. The replay of a larger one has no body; nor has
+    /// that of one with trailers, or whose body has failed.
     #[must_use]
     pub fn max_response(self, bytes: usize) -> Self {
         self.change(|settings| settings.max_response = bytes)
     }
 
-    /// Replays this header too; by default `content-*`, `location`, `etag` and `link`. Never `set-cookie` and the like, whatever
-    /// is said here.
+    /// Replays this header too; by default `content-*` but `content-length`, `location`, `etag` and `link`. Never replayed,
+    /// whatever is said here, are `set-cookie`, `date`, credentials, and the headers of a connection.
     #[must_use]
     pub fn replay_header(self, name: HeaderName) -> Self {
         self.change(|settings| settings.replayed.push(name))
     }
 
-    /// Waits for the store this long; by default 2 s.
+    /// Waits this long for each operation of the store; by default 2 s. Then the store counts as down for this request.
     #[must_use]
     pub fn store_timeout(self, timeout: Duration) -> Self {
         self.change(|settings| settings.store_timeout = timeout)
     }
 
     /// Runs requests without protection while the store is down or full, and says so in their responses, with
-    /// `Idempotency-Unprotected`; by default they are answered with 503. A record that is damaged may be that of the request
-    /// itself: it is 503 all the same.
+    /// `Idempotency-Unprotected: true`; by default they are answered with 503. It is 503 all the same where the record of the
+    /// key is damaged, since the request may have been done.
     #[must_use]
     pub fn fail_open(self) -> Self {
         self.change(|settings| settings.fail_open = true)
     }
 
-    /// Links to the policy from here in what is refused; by default there is no link.
+    /// Links to the published policy in each refusal, with a `Link` of the relation `describedby`; by default there is no
+    /// link. A URL that cannot be in a header is left out.
     #[must_use]
     pub fn policy_url(self, url: impl Into<Arc<str>>) -> Self {
         self.change(|settings| settings.policy_url = Some(url.into()))
@@ -209,13 +214,13 @@ impl<T: Store + Clone, C> IdempotencyLayer<T, C> {
         self.change(|settings| settings.events.add(sink))
     }
 
-    /// What this layer does with keys, to be published. Set everything else first.
+    /// What this layer does with keys, as it is set so far, to be published.
     #[must_use]
     pub fn policy(&self) -> Policy {
         self.settings.policy()
     }
 
-    /// What the operator needs. Set everything else first.
+    /// The layer's records, for their operator. Set everything else first: a layer that a setter returns has other runs.
     #[must_use]
     pub fn handle(&self) -> Handle<T> {
         Handle::new(self.shared().clone())

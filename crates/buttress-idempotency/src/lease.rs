@@ -18,9 +18,9 @@ use crate::{
     shared::Shared,
 };
 
-/// Among the extensions of a request whose key was claimed: what its handler holds until it has answered.
+/// What a handler holds until it has answered: the claim of its request's key. It is among the extensions of the request.
 ///
-/// With axum it is `Extension<Lease>`. A request that is run without protection has none.
+/// With axum it is `Extension<Lease>`. A request without a key, or one that is run without protection, has none.
 #[derive(Clone)]
 pub struct Lease(Arc<dyn Held>);
 
@@ -96,11 +96,16 @@ impl Lease {
         Self(Arc::new(claim))
     }
 
-    /// Says that from now on something may be done that others see, in one write to the store. Do nothing of that kind before
-    /// it has returned, and nothing at all if it fails.
+    /// Says, in one write to the store, that from now on the handler may have effects that others see. Have none before it
+    /// has returned, and none at all if it fails.
     ///
-    /// It matters with [`explicit_arm`](crate::IdempotencyLayer::explicit_arm): before it, a crash frees the key; after it, the
-    /// outcome is unknown. Dropped before its end, it may have been said or not.
+    /// It matters with [`explicit_arm`](crate::IdempotencyLayer::explicit_arm): after a crash that comes before it, the key is
+    /// free; after one that comes later, the outcome is unknown. With or without that, an error or a response that comes later
+    /// is never taken for a refusal by a layer below. If its future is dropped, it may have been written or not.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`](LeaseError::Lost) if the lease is over, and [`Store`](LeaseError::Store) if the store has failed.
     pub async fn arm(&self) -> Result<(), LeaseError> {
         self.0.arm().await
     }
@@ -110,20 +115,20 @@ impl Lease {
         self.0.has_armed()
     }
 
-    /// The record that is held.
+    /// The key of the record that is held.
     #[must_use]
     pub fn key(&self) -> &RecordKey {
         self.0.key()
     }
 
-    /// What shows that it is held.
+    /// The token that proves the claim to the store. Keep it out of logs.
     #[must_use]
     pub fn token(&self) -> Token {
         self.0.token()
     }
 
-    /// The number of this claim, higher than that of each claim of this key before: a fencing token, for a system that
-    /// refuses what has a lower one than it has seen.
+    /// The number of this claim, higher than that of each earlier claim of this key: a fencing token, for systems that
+    /// refuse a lower one than they have seen.
     #[must_use]
     pub fn fence(&self) -> u64 {
         self.0.fence()
@@ -135,7 +140,8 @@ impl Lease {
         self.0.ttl()
     }
 
-    /// How this response completes the request: what of it is kept, beside what the handler has read of the request so far.
+    /// The completion of the request with this response: what is kept of the response, and the hash of what the handler has
+    /// read of the request so far.
     ///
     /// It is for a handler that writes its completion itself, in one transaction with its effect. Read the whole request
     /// first: a duplicate is compared with what was read. The layer's own completion changes nothing then, so answer with this
@@ -156,13 +162,13 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// A key could not be armed: the handler must not do anything that others see.
+/// A lease could not be [armed](Lease::arm): the handler must not have any effect.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LeaseError {
-    /// The lease was over, and the key may be somebody else's.
+    /// The lease is over, and another run may have the key.
     Lost,
-    /// The store could not be asked.
+    /// The store has failed: whether the lease is armed is not known.
     Store(StoreError),
 }
 

@@ -36,18 +36,17 @@ const FORGOTTEN: usize = 2;
 
 /// Keeps records in memory: nothing is durable, and a restart forgets them all.
 ///
-/// It is for tests, and for a single process whose clients can live with a key that is new again after a restart. What
-/// must not be done twice belongs in a store that outlives the process. Clones share their records.
+/// It is for tests, and for a single process whose clients can live with a key that is new again after a restart. For what
+/// must not be done twice, take a store that outlives the process. Clones share their records.
 ///
 /// # Bounds
 ///
-/// A record counts with its scope, its headers and its body, and with 1.25 KiB at least, so that what was claimed can be
-/// completed with a small answer: 64 MiB, the default, are room for some 50,000 records. Nothing is evicted that has not
-/// expired. What has no room is refused, with [`ScopeFull`](StoreErrorKind::ScopeFull) or [`Full`](StoreErrorKind::Full): a
-/// claim, or a completion whose answer is too large, which leaves the record as it was. It can be completed without the
-/// body.
+/// A record counts with its scope, its headers and its body, and with at least 1.25 KiB, so that every claim can be completed
+/// with a small answer: 64 MiB, the default, have room for some 50,000 records. No record is removed before it has expired.
+/// A claim without room is refused, with [`ScopeFull`](StoreErrorKind::ScopeFull) or [`Full`](StoreErrorKind::Full). So is a
+/// completion whose answer is too large, which leaves the record as it was: it can be completed without the body.
 ///
-/// Records that have expired make room when it is needed, and otherwise a few at a time with each operation.
+/// Records that have expired are removed when room is needed, and otherwise a few at a time with each operation.
 #[derive(Clone)]
 pub struct MemoryStore {
     ledger: Arc<Mutex<Ledger>>,
@@ -85,7 +84,7 @@ impl MemoryStore {
         Self::with_clock(move || started.after(clock::now().saturating_duration_since(origin)))
     }
 
-    /// An empty store that goes by another clock, for a test that tells it when to move.
+    /// An empty store that goes by this clock, for a test that moves it.
     #[must_use]
     pub fn with_clock(now: impl Fn() -> Moment + Send + Sync + 'static) -> Self {
         Self {
@@ -94,22 +93,22 @@ impl MemoryStore {
         }
     }
 
-    /// Lets all records together have so many bytes; 64 MiB by default.
+    /// Lets all records together have this many bytes; by default 64 MiB.
     #[must_use]
     pub fn max_bytes(self, max: usize) -> Self {
         lock(&self.ledger).max_bytes = max;
         self
     }
 
-    /// Lets the records of one scope have so many bytes together, so that a caller who fills his share is refused alone; an
-    /// eighth of all by default. The empty scope, which is everybody's, may have all there is unless this is set.
+    /// Lets the records of one scope have this many bytes together, so that a caller that fills its share is refused alone; by
+    /// default an eighth of [all](Self::max_bytes). The empty scope, which is everybody's, has no such limit by default.
     #[must_use]
     pub fn max_bytes_per_scope(self, max: usize) -> Self {
         lock(&self.ledger).max_bytes_per_scope = Some(max);
         self
     }
 
-    /// The number of records, those too that have expired and are not forgotten yet.
+    /// The number of records, with those that have expired and are not removed yet.
     #[must_use]
     pub fn len(&self) -> usize {
         lock(&self.ledger).records.len()

@@ -27,25 +27,26 @@ use crate::{
 const MOST: usize = 1_000;
 const USUAL: usize = 100;
 
-/// What an operator sees of the records of a layer, and does to them: a service that can be mounted in any server, with
-/// axum by `nest_service`.
+/// A layer's [`Handle`] over HTTP: a service that shows an operator the records, and takes his word on what came of them. It
+/// can be mounted in any server, with axum by `nest_service`.
 ///
 /// | request | does |
 /// |---|---|
-/// | `GET /records?limit=100&after_scope=S&after_hash=H` | lists those that are running or unknown, 1,000 at most; with `state=unknown` or `state=running` it leaves the others out. `next` is what the next page is behind |
+/// | `GET /records?limit=100&after_scope=S&after_hash=H` | lists those that are running or unknown: 100 by default, 1,000 at most. With `state=unknown` or `state=running` it leaves the others of these out. `next` has the scope and hash after which the next page begins, or `null` |
 /// | `GET /record?scope=S&hash=H` | shows one |
 /// | `PUT /record?scope=S&hash=H` | says that it was done, with this answer: `{"status":201,"headers":[["location","/payments/7"]],"body":"paid"}` |
 /// | `DELETE /record?scope=S&hash=H` | says that nothing was done |
-/// | `POST /purge?limit=100` | forgets those that have expired |
-/// | `GET /counts` | what has happened in this process |
+/// | `POST /purge?limit=100` | removes those that have expired: up to 100 by default, 1,000 at most |
+/// | `GET /counts` | the [`Counts`](crate::Counts) of this process |
 ///
-/// In place of `hash` the request may have the `Idempotency-Key` itself, in its header. Nothing but an unknown outcome can be
-/// settled: for all else it is 409. Of an answer that is kept, its status and headers are shown, and how many bytes its body
-/// has, but not these. Times are in seconds since 1970, on the store's clock.
+/// In place of `hash` a request may have the `Idempotency-Key` itself, in its header. PUT and DELETE are for a record whose
+/// outcome is unknown, and are answered with 409 for any other. Of an answer that is kept, a record shows the status, the
+/// headers and the size of the body, but not the body. Times are in seconds since 1970, on the store's clock.
 ///
-/// Who may do this is for a function to say, as with [`Scope`](crate::Scope): it is given the head of the request, and names
-/// the operator. Whoever it does not name gets 403, and each operation is an [`Event::Operated`](crate::Event::Operated)
-/// with the name. What changes something is a PUT, a DELETE, or harmless, which no page of another origin can send by a form.
+/// A function says who may do this, as with [`Scope`](crate::Scope): it is given the head of the request, and names the
+/// operator. A request for which it names nobody gets 403, and each operation on records is an
+/// [`Event::Operated`](crate::Event::Operated) with the name. What can do harm is a PUT or a DELETE: a form on a page of
+/// another origin cannot send these.
 ///
 /// ```
 /// use axum::Router;
@@ -73,7 +74,7 @@ where
     T: Store,
     W: Fn(&Parts) -> Option<String>,
 {
-    /// The records of this handle, for whom the function names.
+    /// Shows the records of this handle to operators whom `who` names.
     #[must_use]
     pub fn new(handle: Handle<T>, who: W) -> Self {
         Self { handle, who }

@@ -1,15 +1,17 @@
-//! What is known of a request, as plain data: no lock, no clock, no I/O.
+//! What a store knows of a request, as plain data: no lock, no clock, no I/O. It is for those who write a
+//! [`Store`](crate::Store).
 //!
 //! ```text
-//! Running ─┬─> Done      the handler answered: every later request has its answer
+//! Running ─┬─> Done      the handler answered: every later request gets its answer
 //!          ├─> (none)    the handler provably never ran, or died before it was armed
 //!          └─> Unknown   its lease is over: something may have been done
 //! Unknown ─┬─> Done      it answers after all, or somebody says what came of it
-//!          └─> (none)    somebody says that nothing was done
+//!          ├─> (none)    somebody says that nothing was done
+//!          └─> Running   it is heard of again, or it is run again
 //! ```
 //!
-//! Every operation of a store is one [`step`]: from a record, or none, and an [`Op`], to an [`Answer`] and what becomes of
-//! the record. A store of records has to make that step atomic, and to bring the time.
+//! Every operation of a store is one [`step`]: from a record, or none, and an [`Op`], to an [`Answer`] and a [`Change`] of the
+//! record. A store has to make that step atomic, and to supply the time.
 
 use std::{
     borrow::Cow,
@@ -23,10 +25,12 @@ use blake3::hazmat::{ContextKey, HasherExt, hash_derive_key_context};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Which record it is: whose key, and its hash. The key itself is in no store.
+/// What a store keeps a record under: a scope, and the hash of a key. The key itself is in no store.
+///
+/// They are in the order of their scopes, byte by byte, and then of their hashes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RecordKey {
-    /// Within what the key is one: a principal, a tenant. Empty if all share their keys.
+    /// Whose key it is: a principal, a tenant. Empty if all share their keys.
     pub scope: String,
     /// The hash of scope and key.
     pub hash: [u8; 32],
@@ -64,30 +68,30 @@ impl fmt::Debug for RecordKey {
     }
 }
 
-/// Who has claimed a record. It is drawn at random for each claim, and shown by all that is done under it.
+/// The holder of a claim. It is drawn at random for each claim, and each operation of the holder brings it along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Token(pub u128);
 
 impl Token {
-    /// A token that nobody else has.
+    /// A random token, of 128 bits.
     #[must_use]
     pub fn random() -> Self {
         Self(rand::random())
     }
 }
 
-/// What a request is, without its body: the hash of method, path, query and content type.
+/// The fingerprint of a request without its body: the hash of method, path, query and content type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeadPrint(pub [u8; 32]);
 
-/// What the body of a request is, as far as the handler has read it.
+/// The fingerprint of a request's body, as far as the handler has read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BodyPrint {
-    /// The hash of so many bytes, or of the JSON that they are.
+    /// The hash of the bytes that were read, or of the canonical form of the JSON that they are.
     pub hash: [u8; 32],
-    /// The bytes that were read.
+    /// How many bytes were read.
     pub length: u64,
-    /// Was that all of it?
+    /// Was that the whole body?
     pub whole: bool,
 }
 
@@ -98,7 +102,7 @@ pub struct StoredResponse {
     pub status: u16,
     /// Its headers that are replayed, in their order.
     pub headers: Vec<(String, Bytes)>,
-    /// Its body; nothing if it was too large to be kept.
+    /// Its body; nothing if it was not kept, as when it was too large.
     pub body: Option<Bytes>,
 }
 
@@ -118,7 +122,7 @@ pub enum State {
     Running {
         /// Who.
         token: Token,
-        /// Until when nobody else is.
+        /// The end of the lease, unless it is renewed.
         lease_until: Moment,
         /// May something have been done that others see?
         armed: bool,
@@ -167,70 +171,70 @@ pub struct Record {
     pub fence: u64,
     /// When the key was claimed first.
     pub first_seen: Moment,
-    /// When it is forgotten, unless somebody is at it.
+    /// When it is forgotten, unless its lease lasts longer.
     pub expires_at: Moment,
     /// Where it stands.
     pub state: State,
 }
 
-/// A request that comes.
+/// What a request that comes claims a key with.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim {
-    /// What it is.
+    /// The fingerprint of the request.
     pub head: HeadPrint,
-    /// Whom it will be, if it is let through.
+    /// The token of the holder, if the claim wins.
     pub token: Token,
-    /// For how long nobody else is.
+    /// How long the lease lasts, unless it is renewed.
     pub lease: Duration,
-    /// How long it is remembered.
+    /// How long the record is kept from now on, if nothing more is heard of it.
     pub ttl: Duration,
     /// Is it armed from the beginning?
     pub armed: bool,
-    /// Is it run again where the outcome of an earlier run is unknown?
+    /// Does it win too where the outcome of an earlier run is unknown?
     pub rerun: bool,
 }
 
-/// An operation on a record.
+/// An operation on a record. All but a claim and a settlement are for the holder of the claim alone.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// Begin, unless somebody has.
+    /// Begin a run, unless there is one.
     Claim(Claim),
-    /// I am still at it.
+    /// The run goes on: renew its lease.
     Heartbeat {
-        /// Who.
+        /// The holder.
         token: Token,
-        /// For how long from now on.
+        /// How long the lease lasts from now on.
         lease: Duration,
     },
-    /// From now on something may be done that others see.
+    /// From now on the run may have effects that others see.
     Arm {
-        /// Who.
+        /// The holder.
         token: Token,
     },
-    /// It is done.
+    /// The run is done.
     Complete {
-        /// Who.
+        /// The holder.
         token: Token,
-        /// How.
+        /// What it did.
         completion: Completion,
-        /// How long it is remembered from now on.
+        /// How long the record is kept from now on.
         ttl: Duration,
     },
-    /// Nothing was done.
+    /// Nothing was done: free the key.
     Release {
-        /// Who.
+        /// The holder.
         token: Token,
     },
-    /// I am not at it any more, and nobody will know what came of it: as if the lease were over now.
+    /// The run has ended, and nobody will know what came of it: as if its lease were over now.
     Abandon {
-        /// Who.
+        /// The holder.
         token: Token,
     },
-    /// An operator, or whoever asked the world outside, says what came of it.
+    /// An operator, or a program that knows, says what came of an unknown outcome.
     Settle {
-        /// What it was; nothing if nothing was done.
+        /// What was done; nothing if nothing was done.
         completion: Option<Completion>,
-        /// How long it is remembered from now on.
+        /// How long the record is kept from now on.
         ttl: Duration,
     },
 }
@@ -238,25 +242,25 @@ pub enum Op {
 /// What came of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A claim: it is yours.
+    /// To a claim: it has won, and the request is to be run.
     Won {
-        /// Its number.
+        /// The number of the claim.
         fence: u64,
     },
-    /// A claim: somebody is at it.
+    /// To a claim: another run is under way.
     InFlight {
-        /// For how long, if nothing is heard of him.
+        /// What is left of its lease.
         lease_left: Duration,
     },
-    /// A claim: the key belongs to another request.
+    /// To a claim: the key belongs to another request.
     Mismatch,
-    /// A claim: somebody was at it, and nobody knows what came of it.
+    /// To a claim: there was another run, and nobody knows what came of it.
     Unknown,
-    /// A claim: it was done. A completion: it has been done before, and thus, by the same token.
+    /// To a claim: the request was done before. To a completion: this token has completed it before, in this way.
     Done(Completion),
-    /// Another operation: so be it.
+    /// To any other operation: it is done.
     Accepted,
-    /// Another operation: the record is not, or not any more, the one that it is meant for.
+    /// To any other operation: nothing is done, since the token does not hold the record, or its state does not allow it.
     Refused,
 }
 
@@ -298,8 +302,8 @@ impl Record {
         })
     }
 
-    /// From when on there is none any more, if nothing else is heard of it: what a store sorts its records by, to find
-    /// those that it may forget.
+    /// When the record will have expired, if nothing else is heard of it: what a store sorts its records by, to find those
+    /// that it may remove.
     #[must_use]
     pub fn kept_until(&self) -> Moment {
         match self.state {
@@ -325,8 +329,8 @@ impl Record {
 
 /// Does one operation on a record, at a moment of the store's clock.
 ///
-/// The last fence is the highest that this store has given out to anybody, as far as it knows. Without it a fence would come
-/// twice when a record is removed and the key claimed again within a microsecond, or after the clock was set back.
+/// `last_fence` is the highest fence that this store has given out, for whichever key, as far as it knows. Without it a fence
+/// would come twice when a record is removed and its key claimed again within a microsecond, or after the clock was set back.
 #[must_use]
 pub fn step(record: Option<&Record>, now: Moment, last_fence: u64, op: &Op) -> (Answer, Change) {
     let current = record.and_then(|record| record.seen_at(now));

@@ -5,14 +5,14 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use bytes::Bytes;
 use http::{Response, request::Parts};
 
-/// What came of a run of which nothing was heard any more.
+/// What came of a run whose outcome is unknown, as [`recover`](crate::IdempotencyLayer::recover) finds out.
 #[derive(Debug)]
 pub enum Recovered {
-    /// It was done, and this is the answer to it.
+    /// It was done, and this is its answer.
     Done(Response<Bytes>),
-    /// Nothing was done: it may be run again.
+    /// Nothing was done: the request is run again.
     NotDone,
-    /// That cannot be said either.
+    /// It cannot be found out either.
     Unknown,
 }
 

@@ -18,6 +18,8 @@ use crate::{
 };
 
 /// The service of an [`IdempotencyLayer`](crate::IdempotencyLayer). See the [crate docs](crate) for an example.
+///
+/// The service inside has to be `Clone`, `Send` and `'static`: a run goes on in a task when its client goes away.
 pub struct Idempotency<S, T, C> {
     inner: S,
     shared: Arc<Shared<T>>,

@@ -11,10 +11,10 @@ use crate::{Event, Policy, record::StoredResponse, recover::Recover};
 /// What becomes of a request whose key's earlier run has an unknown outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lapse {
-    /// It is answered with 409: a person, or another system, has to say what came of it.
+    /// It is answered with 409 until it is known what came of the earlier run, or the record expires.
     #[default]
     Refuse,
-    /// It is run again, though its effects may then be there twice.
+    /// It is run again, though it may then have its effects twice.
     Rerun,
 }
 

@@ -307,5 +307,5 @@ pub(crate) fn undo<T: Store>(shared: Arc<Shared<T>>, key: RecordKey, op: Op) {
     }
 }
 
-/// The marker of a replay.
+/// The value of the fields that mark a response: as a replay, or as one without protection.
 pub(crate) const TRUE: HeaderValue = HeaderValue::from_static("true");

@@ -8,64 +8,68 @@ use crate::record::{Answer, Op, Record, RecordKey};
 
 /// Keeps records. Every operation is atomic, takes one round trip, and goes by the store's own clock.
 ///
-/// What an operation does is what [`step`](crate::record::step) says, whether the store calls it, as those in this process
-/// do, or says the same in another language. The conformance kit (feature `testing`) tells whether it does.
+/// What an operation does is what [`step`](crate::record::step) says. A store in this process can call it; one in a database
+/// may say the same in that database's language. The conformance suite, the module `testing` of the feature of that name,
+/// tells whether it does.
 ///
-/// Besides its records it remembers the last fence that it gave out, through a restart too if they live through one. Where its
-/// clock is coarser than a microsecond, leases and what is left of them are rounded up.
+/// Besides its records a store remembers the last fence that it gave out, across a restart if its records outlive one. Where
+/// its clock is coarser than a microsecond, it rounds leases, and what is left of them, up.
 ///
-/// A record is kept until it expires, and as long as somebody is at it: its lease is a field of it, and is never its time to
-/// live. A record that is damaged is an error, and never none.
+/// A record is kept until it expires, and as long as its lease lasts. The lease is a field of the record, and must not be
+/// used as its time to live in the database. A damaged record is an error, and must never look like no record.
 ///
-/// An operation that is given up, since it took too long, may be done or not. It must not be done after another one that is
-/// asked for later: a claim that comes behind its own release would hold a key that nobody is at.
+/// # Cancellation
+///
+/// An operation whose future is dropped, as after a timeout, may be done or not. It must not be done after another one that
+/// is asked for later: a claim that is done after its own release would hold a key for nobody.
 pub trait Store: Send + Sync + 'static {
-    /// Does one operation on one record.
+    /// Does one operation on the record of a key, or where there is none.
     fn step(
         &self,
         key: &RecordKey,
         op: Op,
     ) -> impl Future<Output = Result<Answer, StoreError>> + Send;
 
-    /// The record of a key, as it is now.
+    /// The record of a key, as it is now: one that has expired is none.
     fn get(
         &self,
         key: &RecordKey,
     ) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
 
-    /// Up to so many records that are running or unknown, for an operator: those behind this key, in the order of keys.
+    /// Up to `limit` records that are running or unknown, for an operator: those after this key, or from the first on, in the
+    /// order of [`RecordKey`].
     fn list_open(
         &self,
         after: Option<&RecordKey>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<(RecordKey, Record)>, StoreError>> + Send;
 
-    /// Forgets up to so many records that have expired, and returns how many.
+    /// Removes up to `limit` records that have expired, and returns how many it has removed.
     fn purge_expired(&self, limit: usize)
     -> impl Future<Output = Result<usize, StoreError>> + Send;
 }
 
-/// A store could not do what it was asked for. Whether it has is not known, unless it or the scope is
-/// [`Full`](StoreErrorKind::Full): then it has not.
+/// An operation of a store has failed. It may have been done all the same, but not with [`Full`](StoreErrorKind::Full) or
+/// [`ScopeFull`](StoreErrorKind::ScopeFull).
 #[derive(Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,
     source: Option<BoxError>,
 }
 
-/// What a store could not do.
+/// Why an operation of a store has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// It cannot be reached, or fails.
+    /// The store cannot be reached, or fails.
     Unavailable,
-    /// It did not answer in time.
+    /// The store did not answer in time.
     TimedOut,
-    /// The record is damaged, or of a version that is not known.
+    /// The record is damaged, or of an unknown version.
     Damaged,
-    /// This scope has as much as it may have: no other is refused for it.
+    /// The scope has used up its share of the store: only this scope is refused.
     ScopeFull,
-    /// It has no room for another record, or for this answer: it may have room for it without its body.
+    /// The store has no room for another record, or for this answer; it may have room for the answer without its body.
     Full,
 }
 
@@ -76,14 +80,14 @@ impl StoreError {
         Self { kind, source: None }
     }
 
-    /// Adds what caused it.
+    /// Adds what has caused it, its [`source`](Error::source).
     #[must_use]
     pub fn because(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// What it is.
+    /// Why the operation has failed.
     #[must_use]
     pub fn kind(&self) -> StoreErrorKind {
         self.kind

@@ -34,7 +34,7 @@
 //! # }
 //! ```
 //!
-//! The suite makes scopes of its own, so that a store may have other records, and a server other users.
+//! The suite makes scopes of its own, so that a store may have other records, and a database other users.
 
 #![expect(
     clippy::missing_panics_doc,
@@ -65,11 +65,11 @@ pub trait Subject: Send + Sync + 'static {
     /// The store.
     fn store(&self) -> &Self::Store;
 
-    /// Lets this time pass on the store's clock, by sleeping if there is no other way, and less than a tick more.
+    /// Lets this time pass on the store's clock, and less than a tick more; by sleeping, if there is no other way.
     fn pass(&self, time: Duration) -> impl Future<Output = ()> + Send;
 
-    /// The least time that makes a difference, a few operations included: a millisecond on a clock that moves when it is
-    /// told to, and perhaps 50 on one that does not wait. The suite takes some hundred ticks.
+    /// The shortest time that the suite can tell apart; a few operations must take less. It is a millisecond on a clock that
+    /// moves when it is told to, and perhaps 50 ms on a real one. The suite takes some hundred ticks.
     fn tick(&self) -> Duration;
 }
 

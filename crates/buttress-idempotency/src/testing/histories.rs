@@ -24,12 +24,12 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// Has three tasks do four random operations each at once, on one key or two, so many times.
+/// Has three tasks do four random operations each at the same time, on one key or two; and that `count` times.
 ///
 /// # Errors
 ///
-/// The first history that is not linearizable: whose answers nobody gives who does each operation at one moment between its
-/// call and its return, as [`step`] says. It is in the order of calls and returns.
+/// The first history that is not linearizable, as a list of calls and returns in their order: its answers are not those of
+/// [`step`], in whatever order one does its operations, each at one moment between its call and its return.
 ///
 /// # Panics
 ///
