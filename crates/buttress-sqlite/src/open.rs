@@ -226,9 +226,10 @@ fn take_over(db: &mut Connection, mark: Mark) -> Result<Seal, OpenError> {
     Ok(seal)
 }
 
-fn has_store(db: &Connection) -> rusqlite::Result<bool> {
+/// Does this database have the tables of a store?
+pub(crate) fn has_store(db: &Connection) -> rusqlite::Result<bool> {
     let find = "SELECT 1 FROM main.sqlite_schema WHERE name = 'buttress_store'";
-    Ok(db.query_row(find, (), |_| Ok(())).optional()?.is_some())
+    db.prepare_cached(find)?.exists(())
 }
 
 fn look_through(db: &Transaction<'_>) -> Result<Seal, OpenError> {

@@ -1,7 +1,5 @@
 //! The thread that reads.
 
-use std::sync::Arc;
-
 use buttress_idempotency::{
     StoreError, StoreErrorKind,
     record::{Record, RecordKey},
@@ -29,15 +27,15 @@ pub(crate) enum Query {
     },
 }
 
-pub(crate) fn work(db: &Connection, shared: &Arc<Shared>, mut queries: mpsc::Receiver<Query>) {
+pub(crate) fn work(db: &Connection, shared: &Shared, mut queries: mpsc::Receiver<Query>) {
+    let now = || Seal::read(db).map(|seal| shared.clock().now(seal.moment));
     while let Some(query) = queries.blocking_recv() {
         // Who asked may be gone.
         match query {
             Query::Get { reply, .. } if reply.is_closed() => {}
             Query::ListOpen { reply, .. } if reply.is_closed() => {}
             Query::Get { key, reply } => {
-                let now = Seal::read(db).map(|seal| shared.clock().now(seal.moment));
-                let found = now.and_then(|now| {
+                let found = now().and_then(|now| {
                     let found = table::find(db, &key)?;
                     Ok(found.map(|kept| kept.and_then(|kept| kept.record.at(now))))
                 });
@@ -48,8 +46,7 @@ pub(crate) fn work(db: &Connection, shared: &Arc<Shared>, mut queries: mpsc::Rec
                 limit,
                 reply,
             } => {
-                let now = Seal::read(db).map(|seal| shared.clock().now(seal.moment));
-                let open = now.and_then(|now| table::list_open(db, now, after.as_ref(), limit));
+                let open = now().and_then(|now| table::list_open(db, now, after.as_ref(), limit));
                 drop(reply.send(flat(open)));
             }
         }

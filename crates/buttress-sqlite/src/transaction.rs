@@ -10,9 +10,9 @@ use bytes::Bytes;
 use http::Response;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use crate::{SqliteStore, seal::Seal, table};
+use crate::{SqliteStore, open::has_store, seal::Seal, table};
 
-/// A request could not be completed in this transaction, which must be rolled back then.
+/// A request could not be completed in this transaction, which has to be rolled back.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CompleteError {
@@ -148,8 +148,7 @@ impl SqliteStore {
         if transaction.is_autocommit() {
             return Err(CompleteError::Ended);
         }
-        let find = "SELECT 1 FROM main.sqlite_schema WHERE name = 'buttress_store'";
-        if !transaction.prepare_cached(find)?.exists(())? {
+        if !has_store(transaction)? {
             return Err(CompleteError::OtherDatabase);
         }
         let seal = Seal::read(transaction)?;
