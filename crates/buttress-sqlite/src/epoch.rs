@@ -19,7 +19,7 @@ use std::{
 const FORMAT: &[u8; 8] = b"buttres1";
 const LENGTH: usize = 56;
 
-/// So often a file that looks damaged is looked at again.
+/// How often a file that looks damaged is looked at again.
 const PAUSES: usize = 20;
 const PAUSE: Duration = Duration::from_millis(2);
 

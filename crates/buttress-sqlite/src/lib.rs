@@ -1,4 +1,4 @@
-//! Keep idempotency records in a file, with SQLite, and the handler's own data in one transaction with them if you like.
+//! Keep idempotency records in a file, with SQLite; if you like, in one transaction with the handler's own data.
 //!
 //! # Example
 //!
@@ -34,8 +34,8 @@
 //! # }
 //! ```
 //!
-//! A server whose handler books a payment and the completion of its request in one transaction. Whenever the process is
-//! killed, there are both afterwards or neither:
+//! A server whose handler writes a payment and the completion of its request in one transaction. Whenever the process is
+//! killed, both are there afterwards, or neither:
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
@@ -49,7 +49,7 @@
 //!
 //! type Books = (SqliteStore, Arc<Mutex<Connection>>);
 //!
-//! /// Pays so many cents. The order is read to its end before that, by the last argument.
+//! /// Pays this many cents. The last argument has read the request to its end by then.
 //! async fn pay(
 //!     State((store, connection)): State<Books>,
 //!     Extension(lease): Extension<Lease>,
@@ -96,9 +96,9 @@
 //! # }
 //! ```
 //!
-//! A handler that does all it does in that transaction has no reason to [arm](buttress_idempotency::Lease::arm) its lease:
-//! where it dies, nothing was done, and the request is run again when the lease is over. What has been committed stays done,
-//! whatever the handler answers after that.
+//! A handler whose effects are all in that transaction need not [arm](buttress_idempotency::Lease::arm) its lease: if it dies,
+//! nothing was done, and the request can be run again when the lease is over. What has been committed stays done, whatever
+//! the handler answers after that.
 //!
 //! # Defaults
 //!
@@ -106,36 +106,37 @@
 //! |---|---|
 //! | [`timeout`](SqliteStore::timeout) | 2 s |
 //! | [`max_records`](SqliteStore::max_records), [`max_records_per_scope`](SqliteStore::max_records_per_scope) | no limit |
-//! | operations that wait | 4,096, each of them until its timeout |
+//! | operations that wait for a thread | 4,096; more wait for a place among these, and each only until its timeout |
 //! | operations in one transaction | 1,024 at most |
 //!
 //! # State
 //!
-//! Two threads belong to a store and its clones: one writes, one reads. All operations that have come while a transaction was
-//! being written are the next one; each of them is answered when it is on the disk (`WAL`, `synchronous = FULL`).
-//! With the last clone the store is closed: its `drop` waits until what has been asked for is done.
+//! Two threads belong to a store and its clones: one writes, one reads. All operations that come while a transaction is being
+//! written make up the next one; each is answered when it is on the disk (`WAL`, `synchronous = FULL`). The `drop` of the
+//! last clone closes the store: it blocks until what has been asked for is done.
 //!
 //! Several processes may open the same file, and several stores in one process.
 //!
 //! # Files
 //!
-//! Beside the database `x.db` and what SQLite keeps there (`x.db-wal`, `x.db-shm`) is the file `x.db-epoch`. It knows which
-//! database it is, and how often it has been written, so that one that is gone, was truncated, or has been replaced by a
-//! backup is told from one that never was: see [`open`](SqliteStore::open). Of a completion in a transaction of yours it hears
-//! with the store's next operation, and the layer's is asked for before the client is answered.
+//! Beside the database `x.db` and the files that SQLite adds (`x.db-wal`, `x.db-shm`) there is the file `x.db-epoch`. It says
+//! which database belongs there, and how often that has been written. So a database that is gone, was truncated, or was
+//! replaced by a backup is not taken for a new one: see [`open`](SqliteStore::open). A completion in a transaction of yours is
+//! noted there with the store's next operation; the layer asks for one before the client is answered.
 //!
-//! Take a backup with SQLite's own means, and keep
-//! the `-epoch` file out of it.
+//! Take a backup with SQLite's own means, and keep the `-epoch` file out of it.
 //!
-//! When it is opened, the whole file is looked through, or, where it has tables of yours too, all that belongs to the store:
-//! a record that has gone missing is noticed then, whatever it was that took it away. A record whose bytes are not those that
-//! were written is [`Damaged`](buttress_idempotency::StoreErrorKind::Damaged) wherever it is asked for, and never none.
-//! What happens to the file behind the back of a running process is noticed when it is opened the next time, or earlier.
-//! Once it is removed or another is in its place, on Unix, or it was restored to what it was before, or to another store, all
-//! that would be written is [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable): a process that lives on with
-//! the old one does not win what is claimed in the new one.
+//! [`open`](SqliteStore::open) checks the whole file, or, where it has tables of yours too, all that belongs to the store. It
+//! notices every record that is missing, for whatever reason. A record whose bytes are not those that were written is
+//! [`Damaged`](buttress_idempotency::StoreErrorKind::Damaged) wherever it is asked for, and never taken for no record.
 //!
-//! The records are in the table `buttress_records`, and an operator may look at it with the `sqlite3` shell:
+//! What happens to the file while a process has it open is noticed when it is opened the next time, or earlier. If the file
+//! was restored to an older state, or has become another store, every write is
+//! [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable); on Unix also if it was removed, or another file is in
+//! its place. So a process that still has the old file wins no claim beside those that have the new one.
+//!
+//! The records are in the table `buttress_records`, which an operator can read with the `sqlite3` shell. This shows what was
+//! cut off:
 //!
 //! ```sql
 //! SELECT scope, hex(hash), state, fence, datetime(expires_at / 1000000, 'unixepoch') FROM buttress_records
@@ -146,28 +147,33 @@
 //!
 //! # Time
 //!
-//! It is the machine's when the store is opened, and from then on that of its steady clock, so that a clock that is set
-//! changes nothing. The latest moment is kept in the database: no later one is earlier than that, in whatever process and after
-//! whatever restart, and fences rise always.
+//! A store reads the machine's clock when it is opened, and then goes on by a steady clock, so that setting the machine's
+//! clock changes nothing. The latest moment is kept in the database, and time never goes back behind it, in any process or
+//! after any restart. So fences always rise.
 //!
-//! A process whose machine's clock is ahead when it opens the file takes all others on it with it, from its first operation
-//! on, and the time does not come back. The leases that end meanwhile are over at once. What was armed is unknown then, and
-//! who is at it yet may complete it or send a heartbeat; what was not armed is free, and may be done by another. Records are
-//! forgotten that much earlier. Keep the clocks of processes that share a file together: where one is an hour ahead, a record
-//! may be forgotten an hour before its time.
+//! Keep the clocks of machines that share a file together. If one is ahead when its process opens the file, the time of all
+//! processes jumps ahead with that process's first operation, and does not come back. Leases that end within the jump are over
+//! at once: what was armed is unknown then, until its holder completes it or sends a heartbeat; what was not armed is free,
+//! and may be done by another. Records are forgotten as much earlier: an hour before their time, if that clock is an hour
+//! ahead.
 //!
 //! # Errors
 //!
-//! A disk that is full or cannot be written, or a writer elsewhere that does not come to an end, are
+//! A disk that is full or cannot be written, or another writer that does not come to an end, is
 //! [`Unavailable`](buttress_idempotency::StoreErrorKind::Unavailable) or
 //! [`TimedOut`](buttress_idempotency::StoreErrorKind::TimedOut). The next operation tries again.
 //!
 //! # Cancellation
 //!
 //! An operation whose future is dropped is done as a whole or not at all. A claim that nobody waits for any more when its
-//! turn comes is not done; everything else is.
+//! turn comes is not done; every other operation that has got a place among those that wait is done.
 //!
-//! A timeout is tokio's, and the threads are not: a test that pauses tokio's clock has its timeouts at once.
+//! Timeouts go by tokio's clock, and the threads do not: in a test that pauses that clock, operations time out at once.
+//!
+//! # Promises
+//!
+//! Those that [`buttress_idempotency`] makes for its stores, in [`promises`](buttress_idempotency::promises): above all ID-12
+//! and ID-16 to ID-21.
 
 #![doc(test(attr(deny(dead_code))))]
 

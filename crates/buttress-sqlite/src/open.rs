@@ -18,24 +18,24 @@ use crate::{
 /// How long SQLite waits for a writer elsewhere.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// How long it is until that is tried again for which SQLite does not wait.
+/// How long it waits by itself between two attempts, where SQLite does not wait.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A store could not be opened. Its files are as they were.
+/// A store could not be opened. Its records are as they were.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum OpenError {
     /// There is no store, though there was one.
     Missing,
-    /// The database lacks transactions that it has had: it is a backup, or has lost its end.
+    /// The database lacks transactions that it once had: it is a backup, or has lost its end.
     Older,
-    /// The database is not the one that was here before.
+    /// The database is another store than the one that was here before.
     Replaced,
-    /// The file that tells one that is gone from one that never was is damaged.
+    /// The `-epoch` file is damaged: it cannot be told whether the database is the one that was here.
     DamagedEpoch,
-    /// The database is damaged: so it looks.
+    /// The database is damaged, in this way.
     Damaged(String),
-    /// The tables are of a version that is not known.
+    /// The tables are of this version, which is not known.
     Version(i64),
     /// SQLite cannot open it.
     Sqlite(rusqlite::Error),
@@ -108,7 +108,7 @@ pub(crate) struct Opened {
     pub(crate) seal: Seal,
 }
 
-/// Opens a store, or makes one where there was none, or, if it is `create`d, where there is none now.
+/// Opens a store, or makes one where there never was one; with `create`, also where there is none any more.
 pub(crate) fn open(path: &Path, create: bool) -> Result<Opened, OpenError> {
     // So that it is a file, whatever its name means to SQLite.
     let path = std::path::absolute(path)?;
@@ -210,8 +210,8 @@ fn prepare(db: &mut Connection, mark: Option<Mark>, create: bool) -> Result<Seal
     look_through(&db.transaction()?)
 }
 
-/// Has a store go on from where another was that it stands for now: fences rise even if all else is forgotten, and the one
-/// that was given up is older than this one, should it come back.
+/// Has a store go on from where the one was that it replaces: fences rise even if all else is forgotten, and the replaced one
+/// is older than this one, should it come back.
 fn take_over(db: &mut Connection, mark: Mark) -> Result<Seal, OpenError> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have written by now.

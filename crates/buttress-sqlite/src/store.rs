@@ -24,7 +24,7 @@ use crate::{
 
 /// Keeps records in a file. See the [crate docs](crate) for an example.
 ///
-/// All clones are the same store. The last one that is dropped waits until all is done.
+/// All clones are the same store. The `drop` of the last one blocks until all is done.
 #[derive(Clone)]
 pub struct SqliteStore {
     pub(crate) inner: Arc<Inner>,
@@ -45,20 +45,23 @@ impl SqliteStore {
     ///
     /// The file may be a database of your own: the store adds its tables to it, and makes its journal a write-ahead log.
     ///
+    /// It blocks, and the longer the more records there are: it checks all of them.
+    ///
     /// # Errors
     ///
-    /// Where there is less than there was, an operator has to decide whether requests may be done again that were done
-    /// already: a database that is gone or empty is [`Missing`](OpenError::Missing), one that has lost its end is
-    /// [`Older`](OpenError::Older), and so is an older backup; one with other damage is [`Damaged`](OpenError::Damaged).
-    /// Whoever decides so calls [`create`](Self::create) once.
+    /// Where records may be lost, an operator has to decide whether requests may be done again that were done already. A
+    /// database that is gone or empty is [`Missing`](OpenError::Missing); one that has lost its end, or is an older backup, is
+    /// [`Older`](OpenError::Older); another store is [`Replaced`](OpenError::Replaced); where the `-epoch` file is damaged, it
+    /// is [`DamagedEpoch`](OpenError::DamagedEpoch). If the store is to be used all the same, call [`create`](Self::create)
+    /// once. One with other damage is [`Damaged`](OpenError::Damaged): move it away before that.
     ///
-    /// If a whole folder is gone, with the `-epoch` file in it, there never was a store.
+    /// If the `-epoch` file is gone too, as with the whole folder, it is as if there had never been a store.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::start(open::open(path.as_ref(), false)?)
     }
 
-    /// Opens the store in this file, and takes it for what it is from now on, or makes one if there is none, though there
-    /// was one. What is lost is lost: call it when somebody has decided so, and not at every start.
+    /// Opens the store in this file even if it is older than it was or another one, or makes a new one if it is gone. What is
+    /// lost is lost: call it when somebody has decided so, and not at every start. It blocks as [`open`](Self::open) does.
     ///
     /// # Errors
     ///
@@ -94,47 +97,46 @@ impl SqliteStore {
         })
     }
 
-    /// Waits so long for an operation, by default 2 s; then it is [`TimedOut`](StoreErrorKind::TimedOut), and may be done
-    /// yet.
+    /// Waits this long for an operation that is asked for through this value and its clones; by default 2 s. Then it is
+    /// [`TimedOut`](StoreErrorKind::TimedOut), and may still be done later.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Keeps so many records, by default as many as there is room on the disk. Another one is
+    /// Keeps this many records at most; by default as many as the disk has room for. Another one is refused as
     /// [`Full`](StoreErrorKind::Full).
     ///
-    /// It is the limit of claims that are made through this value and its clones. Of the records that have expired some are
-    /// purged first.
+    /// It is the limit of claims that are made through this value and its clones. Some of the records that have expired are
+    /// removed first.
     #[must_use]
     pub fn max_records(mut self, max: u64) -> Self {
         self.limits.records = Some(max);
         self
     }
 
-    /// Keeps so many records that have not expired for each scope, by default as many as there is room on the disk. Another
-    /// one is [`ScopeFull`](StoreErrorKind::ScopeFull).
+    /// Keeps this many records of each scope at most that have not expired; by default as many as the disk has room for.
+    /// Another one is refused as [`ScopeFull`](StoreErrorKind::ScopeFull).
     ///
-    /// It is the limit of claims that are made through this value and its clones. Where several processes write they may go
-    /// beyond it: each of them counts the others' records only now and then.
+    /// It is the limit of claims that are made through this value and its clones. Where several processes write, they may go
+    /// beyond it: each counts the records of the others only now and then.
     #[must_use]
     pub fn max_records_per_scope(mut self, max: u64) -> Self {
         self.limits.per_scope = Some(max);
         self
     }
 
-    /// Takes the time from here, for a test; by default from the machine. Where it is behind the latest moment of the
-    /// database it goes on from there. It is the clock of all clones.
+    /// Takes the time from this clock, for a test; by default from the machine. Where it is behind the latest moment in the
+    /// database, the store goes on from that moment. All clones get this clock, those that exist already too.
     #[must_use]
     pub fn clock(self, clock: impl Fn() -> Moment + Send + 'static) -> Self {
         self.inner.shared.clock().set_source(Box::new(clock));
         self
     }
 
-    /// Opens another connection to the database, for transactions in which a request is
-    /// [completed](Self::complete_with): with a write-ahead log that is brought to the disk at each commit, and a patience of
-    /// 2 s with other writers.
+    /// Opens another connection to the database, for transactions in which a request is [completed](Self::complete_with). Its
+    /// write-ahead log is brought to the disk at each commit, and it waits 2 s for other writers.
     pub fn connect(&self) -> rusqlite::Result<Connection> {
         open::connect(&self.inner.path)
     }

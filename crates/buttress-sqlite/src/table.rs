@@ -31,7 +31,7 @@ pub(crate) const SCHEMA: [(&str, &str); 3] = [
     ),
 ];
 
-/// So many of those that have expired are held in memory while they are removed.
+/// The most expired records that are held in memory while they are removed.
 const PURGED_AT_ONCE: usize = 1_024;
 
 /// What a row says of its record. An operator and an index go by it; what counts is in the record.

@@ -16,7 +16,8 @@ use crate::{SqliteStore, open::has_store, seal::Seal, table};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CompleteError {
-    /// The record is not held by this token any more: its lease is over, or somebody has completed it.
+    /// The token does not hold the record any more: the lease was over before it was armed, another run has claimed the
+    /// record, or it has expired or is completed already.
     NotHeld,
     /// The transaction is of another database than the store.
     OtherDatabase,
@@ -24,7 +25,7 @@ pub enum CompleteError {
     Ended,
     /// The record is damaged.
     Store(StoreError),
-    /// SQLite has failed, or somebody else was writing.
+    /// SQLite has failed, or another writer was in the way.
     Sqlite(rusqlite::Error),
 }
 
@@ -59,16 +60,20 @@ impl From<rusqlite::Error> for CompleteError {
 impl SqliteStore {
     /// Does something and completes its request, in one transaction: both are done, or neither.
     ///
-    /// It begins a transaction that may write, looks whether the request is still held, has `effect` do its work, and completes
-    /// the request with the response that this returns. If anything fails, or `effect` panics, it is rolled back. Answer with
-    /// that response: it is what a duplicate gets. Read the whole request first, since a duplicate is compared with what was
-    /// read of it.
+    /// It begins a transaction that may write, looks whether the lease still holds the request, has `effect` do its work, and
+    /// completes the request with the response that this returns. If anything fails, or `effect` panics, it is rolled back.
+    /// Answer with that response: it is what a duplicate gets. Read the whole request first, since a duplicate is compared with
+    /// what was read of it.
     ///
-    /// While `effect` is at work nobody else writes, the store neither: do not wait in it for anything but this connection. It
-    /// must leave the transaction as it is: after a `COMMIT` of its own its work is done, and its request is not.
+    /// While `effect` is at work nobody else writes, not even the store: do not wait in it for anything but this connection. It
+    /// must neither commit nor roll back the transaction: after a `COMMIT` its work would be done, and its request would not.
     ///
     /// It blocks, as SQLite does. A connection of your own does as well as one from [`connect`](Self::connect), if it is to the
     /// same file. See the [crate docs](crate) for an example.
+    ///
+    /// # Errors
+    ///
+    /// Those of `effect`, and any [`CompleteError`]. [`NotHeld`](CompleteError::NotHeld) may come before `effect` is called.
     pub fn complete_with<E: From<CompleteError>>(
         &self,
         connection: &mut Connection,
@@ -87,14 +92,16 @@ impl SqliteStore {
         Ok(response)
     }
 
-    /// Completes a request in this transaction, which must be committed then.
+    /// Completes a request in this transaction, which you have to commit then. [`complete_with`](Self::complete_with) does it
+    /// all for one request; this is for a transaction that has several. A [`Lease`] has the arguments.
     ///
-    /// If this fails, roll it back; only with [`NotHeld`](CompleteError::NotHeld) nothing was written, and a transaction of
-    /// several requests may go on without this one's effect.
+    /// # Errors
     ///
-    /// Where the transaction has only read so far and somebody else has written since, it fails;
-    /// one that is [`Immediate`](TransactionBehavior::Immediate) does not. [`complete_with`](Self::complete_with) sees
-    /// to both, and a [`Lease`] has what this asks for.
+    /// Any [`CompleteError`]: roll the transaction back. Only with [`NotHeld`](CompleteError::NotHeld) nothing was written, and
+    /// a transaction of several requests may go on without this one's effect.
+    ///
+    /// It fails where the transaction has only read so far, and somebody else has written since; begin it as
+    /// [`Immediate`](TransactionBehavior::Immediate) to avoid that.
     pub fn complete_in(
         &self,
         transaction: &Transaction<'_>,

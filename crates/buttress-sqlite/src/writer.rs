@@ -22,13 +22,13 @@ use crate::{
     table::{self, Each},
 };
 
-/// So many operations are one transaction at most.
+/// The most operations in one transaction.
 const BATCH: usize = 1_024;
 
-/// So many scopes are counted. It is but a cache.
+/// The most scopes whose records are counted in memory. It is only a cache.
 const COUNTED: usize = 65_536;
 
-/// How much of the time may be forgotten by a restart.
+/// By how much the time may go back at a restart.
 const MEMORY: Duration = Duration::from_secs(1);
 
 /// How many of the expired are removed where there is no room.
@@ -241,8 +241,8 @@ impl Limits {
     }
 }
 
-/// How many records the scopes have that have a limit: those that have not expired, or at most those that other processes
-/// have written and that were not there when they were counted.
+/// How many records that have not expired each scope with a limit has. What other processes have written since they were
+/// counted may be missing.
 #[derive(Debug, Default)]
 struct Scopes(HashMap<String, Held>);
 
