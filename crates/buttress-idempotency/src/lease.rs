@@ -43,7 +43,7 @@ pub(crate) struct Claim<T> {
     pub(crate) token: Token,
     pub(crate) fence: u64,
     pub(crate) reading: Reading,
-    /// Is it there, the handler has said that it is armed, or has tried to.
+    /// Set once the handler has armed the lease, or has tried to.
     pub(crate) said: OnceLock<()>,
 }
 

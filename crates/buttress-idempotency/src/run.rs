@@ -286,7 +286,7 @@ where
                 }
             }
         });
-        // What is done at once makes none.
+        // It is made when it is first polled: a run that ends at once needs none.
         let heartbeat = async { Box::pin(shared.heartbeat(key, token)).await };
         beside(work, heartbeat).await
     }

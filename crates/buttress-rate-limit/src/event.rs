@@ -25,7 +25,8 @@ pub enum Event {
         cost: u64,
         /// How long until it would be let through; nothing if it never would be.
         retry_after: Option<Duration>,
-        /// Whose limit it is, where there is one for each key.
+        /// Whose limit it is, where there is one for each key. It is missing where a call that waited is refused, since a
+        /// quota was changed meanwhile.
         key: Option<Arc<str>>,
         /// Is this shadow mode? Then the call was let through.
         shadow: bool,

@@ -89,7 +89,7 @@ impl Rate {
         full.max(now).saturating_add(self.time(tokens.into()))
     }
 
-    /// The tokens that are there, and none if there are less.
+    /// The tokens that are there; 0 if some are owed.
     pub(crate) fn left(&self, full: u128, now: u128) -> u64 {
         let taken = full.saturating_sub(now).div_ceil(self.token);
         self.burst

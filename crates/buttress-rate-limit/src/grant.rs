@@ -19,6 +19,7 @@ pub(crate) struct Grant {
     cost: u64,
     state: State,
     since: Instant,
+    /// Is it neither spent nor refused? Then it gives back what it has when it is dropped.
     open: bool,
 }
 

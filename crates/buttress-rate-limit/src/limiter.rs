@@ -35,7 +35,7 @@ pub(crate) struct Limiter {
     table: Table,
     pace: Pace,
     policies: Policies,
-    /// Has a quota been changed, so that others know better what the policies are?
+    /// Is it 1, a quota has been changed: then these policies are out of date, and those behind the lock count.
     changed: AtomicU64,
     pub(crate) hasher: RandomState,
     pub(crate) settings: Settings,
@@ -174,8 +174,7 @@ impl Limiter {
         }
     }
 
-    /// Asks for tokens that could not be had without more ado, and waits for them no longer than it may: that is known at
-    /// once.
+    /// Asks for tokens that a word alone has not given. Whether they would have to be waited for too long is known at once.
     #[inline(never)]
     pub(crate) fn ask(self: &Arc<Self>, ask: &Ask<'_>, since: Instant) -> Asked {
         let now = self.nanos(since);
@@ -483,13 +482,13 @@ impl Limiter {
         rejected.into()
     }
 
-    /// Says how he stands who has passed a word and left it at `full`.
+    /// Reports how a caller stands who was let through by a word alone, which says `full` now.
     pub(crate) fn report_of_word(&self, report: &LimitReport, full: u64, since: Instant) {
         let standing = Standing::by_word(&self.pace.load(), full, self.nanos(since));
         report.add(self.limit(&standing));
     }
 
-    /// Refuses a call that has waited until a quota was changed, and costs more than that holds.
+    /// Refuses a call that has waited and costs more than a burst holds, since a quota was changed meanwhile.
     pub(crate) fn turn_away(&self, tag: u64, cost: u64) -> BoxError {
         let standing = self.step(tag, |buckets, _, now| {
             let denied = buckets.wait(now, 0, cost).map_err(|denial| denial.quota);
@@ -679,7 +678,7 @@ impl Locked {
         u64::try_from(self.terms[0].rate.units(now)).map_or(ASK - 1, |units| units.min(ASK - 1))
     }
 
-    /// Is everything there at a place, in the form that words have not?
+    /// Are all buckets of a place full, where they are kept in the other form than words?
     fn is_full(&self, place: usize, now: u64) -> bool {
         let full = &self.wide[place * self.terms.len()..][..self.terms.len()];
         are_full(self.own.get(place), &self.terms, full, now)
