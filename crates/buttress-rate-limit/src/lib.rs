@@ -106,8 +106,8 @@
 //! # Errors
 //!
 //! A refusal is a [`Rejected`](buttress_core::Rejected) in a box. It says when to come back, unless the call costs more than
-//! a burst holds: such a call is always refused. It has the quota that is used up, and the key. Errors of the service below
-//! pass as they are.
+//! a burst holds: such a call is always refused. It has the quota that is used up, and the key unless the call was refused
+//! as it waited, because an operator had lowered its quota. Errors of the service below pass as they are.
 //!
 //! # Panics
 //!
