@@ -192,19 +192,37 @@ fn write_line(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// An error, what caused it, what caused that, and so on.
 ///
-/// Unlike [`Error::source`], it does not step over an error that an [`io::Error`] wraps. It ends after 128 errors, as a
-/// chain may be a circle.
+/// It looks into an [`io::Error`] that wraps another error, and into an `Arc<dyn Error + Send + Sync>`, which
+/// [`Error::source`] steps over; so it does with an [`io::Error`] or a [`Rejected`] that is in a `Box` or an `Arc` of its own.
+/// It ends after 128 errors, as a chain may be a circle.
 pub fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |&error| {
-        let io = error.downcast_ref::<io::Error>();
-        match io.and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        }
+        wrapped(error).or_else(|| error.source())
     })
     .take(128)
+}
+
+/// The error that another one is nothing but a wrapper of: its source is that of the wrapped one.
+fn wrapped<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(io) = error.downcast_ref::<io::Error>() {
+        return io.get_ref().map(|wrapped| wrapped as _);
+    }
+    match error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+        Some(shared) => Some(&**shared),
+        None => pointed_at::<Rejected>(error).or_else(|| pointed_at::<io::Error>(error)),
+    }
+}
+
+/// The error of this type that another one is a pointer to.
+fn pointed_at<'a, E: Error + 'static>(
+    error: &'a (dyn Error + 'static),
+) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<Box<E>>() {
+        Some(boxed) => Some(&**boxed),
+        None => error.downcast_ref::<Arc<E>>().map(|shared| &**shared as _),
+    }
 }
 
 #[cfg(test)]
@@ -231,6 +249,30 @@ mod tests {
             boxed.to_string(),
             "refused by breaker cards: open; try again after 3.0s"
         );
+    }
+
+    // promise: ST-8
+    #[test]
+    fn a_refusal_is_found_by_whatever_pointer_it_is_shared() {
+        let refusal = || Rejected::new("breaker", "open");
+        let shared: Arc<dyn Error + Send + Sync> = Arc::new(refusal());
+        let wrapped = || io::Error::other(refusal());
+        let errors: [BoxError; 8] = [
+            shared.clone().into(),
+            Arc::<dyn Error + Send + Sync>::from(BoxError::from(shared.clone())).into(),
+            io::Error::other(shared.clone()).into(),
+            Arc::new(refusal()).into(),
+            Box::new(Box::new(refusal())),
+            Arc::new(wrapped()).into(),
+            Box::new(Box::new(wrapped())),
+            Arc::new(io::Error::other(Arc::new(wrapped()))).into(),
+        ];
+        assert!(Rejected::find(&shared).is_some());
+        for error in errors {
+            assert!(Rejected::find(&*error).is_some(), "{error:?}");
+        }
+        let other: Arc<dyn Error + Send + Sync> = Arc::new(io::Error::other("something else"));
+        assert!(Rejected::find(&other).is_none());
     }
 
     #[test]
