@@ -494,6 +494,28 @@ async fn who_waits_in_a_layer_is_left_in_peace() {
 
 // promise: ST-4
 #[tokio::test(start_paused = true)]
+async fn who_waits_behind_others_is_left_in_peace_however_often_their_turn_comes() {
+    // Each of those before is a probe that fails, 50 to 100 of them a second.
+    let breaker = BreakerLayer::http()
+        .consecutive_only(ONE)
+        .open_time(millis(20), millis(20))
+        .backpressure();
+    let service = breaker.layer(down());
+    service.clone().oneshot(pay()).await.unwrap();
+    for _ in 0..2_000 {
+        tokio::spawn(service.clone().oneshot(pay()));
+    }
+    let polls = Arc::new(AtomicU64::new(0));
+    let last = tokio::spawn(counted(service.oneshot(pay()), polls.clone()));
+    sleep(Duration::from_secs(10)).await;
+    assert!(!last.is_finished(), "it does not wait");
+    let polls = polls.load(Ordering::Relaxed);
+    assert!(polls <= 5 * 10, "{polls} polls");
+    assert!(last.await.is_ok());
+}
+
+// promise: ST-4
+#[tokio::test(start_paused = true)]
 async fn who_waits_for_the_first_of_two_requests_is_left_in_peace() {
     let most = five_a_second().await;
     let slow = Slow::new(NO_TIME, LONG);

@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, task::Waker};
 
-/// Each waiter keeps a timer for the moment that is known, and is told here if something happens earlier.
+/// Each waiter keeps a timer for the moment that is known, those behind the first [less exactly](Self::is_first), and is told
+/// here if something happens earlier.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: VecDeque<Waiter>,
@@ -37,15 +38,24 @@ impl Queue {
         None
     }
 
-    /// Leaves the queue. Returns one's own waker, and who is to be told now if one was and goes without a permit.
+    /// Is this the one whose turn is next? Only he need look the moment that a slot may be free: where a breaker is open for a
+    /// few milliseconds at a time, all would look again and again in vain.
+    pub(crate) fn is_first(&self, ticket: u64) -> bool {
+        let first = self.waiting.front();
+        first.is_some_and(|first| first.ticket == ticket)
+    }
+
+    /// Leaves the queue. Returns one's own waker, and who is to be told now: somebody has to be if one was and goes without a
+    /// permit, or was the first, who keeps the time for all.
     pub(crate) fn leave(&mut self, ticket: u64, admitted: bool) -> [Option<Waker>; 2] {
+        let was_first = self.is_first(ticket);
         let Some(left) = self
             .place(ticket)
             .and_then(|place| self.waiting.remove(place))
         else {
             return [None, None];
         };
-        let next = if left.told && !admitted {
+        let next = if (left.told || was_first) && !admitted {
             self.tell(1).pop()
         } else {
             None

@@ -48,6 +48,9 @@ const REFUSE: u64 = 1;
 const ASK: u64 = 2;
 const MODE: u64 = 3;
 
+/// How often one who waits behind others looks by himself, at most.
+const LOOKS_EVERY: Duration = Duration::from_millis(250);
+
 #[derive(Debug)]
 struct Locked {
     circuit: Circuit,
@@ -175,7 +178,10 @@ impl Shared {
                 Outlook::Refuse(until) if until < Instant::MAX => Some(until),
                 _ => None,
             };
-            (Err(until), [old, None])
+            let is_first = ticket.is_some_and(|ticket| queue.is_first(ticket));
+            // Who is not the first looks by himself too, lest one who does not come keep up all.
+            let earliest = if is_first { now } else { now + LOOKS_EVERY };
+            (Err(until.map(|until| until.max(earliest))), [old, None])
         });
         admitted
     }

@@ -351,6 +351,35 @@ async fn one_who_was_not_woken_wakes_nobody_when_he_goes() {
 
 // promise: BR-20
 #[tokio::test(start_paused = true)]
+async fn the_first_in_the_queue_is_there_when_the_open_time_is_over_and_so_is_the_next_if_he_goes()
+{
+    let time = millis(20);
+    let layer = layer().open_time(time, time).backpressure();
+    let service = layer.layer(Backend::default());
+    open(&service).await;
+    let mut waiters = waiters(&service, 3);
+    drop(waiters.remove(0));
+    assert_eq!(woken(&waiters), [0], "he keeps the time now");
+    assert_pending!(waiters[0].poll());
+    advance(time + millis(1)).await;
+    assert_eq!(woken(&waiters), [0]);
+    let _ready = tokio_test::assert_ready!(waiters[0].poll());
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
+async fn a_first_in_the_queue_who_does_not_come_does_not_keep_up_the_others_for_long() {
+    let time = millis(20);
+    let layer = layer().open_time(time, time).backpressure();
+    let service = layer.layer(Backend::default());
+    open(&service).await;
+    let mut waiters = waiters(&service, 3);
+    advance(millis(251)).await;
+    assert!(waiters[2].poll().is_ready());
+}
+
+// promise: BR-20
+#[tokio::test(start_paused = true)]
 async fn one_who_was_woken_for_a_slot_that_another_took_is_woken_again() {
     let (_, service) = waiting(&Backend::default());
     advance(open(&service).await).await;
