@@ -16,8 +16,9 @@ use pin_project::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 use tracing::{
-    Span,
+    Instrument, Span,
     field::{Empty, display},
+    instrument::Instrumented,
 };
 
 /// Makes a span of each attempt, for HTTP clients: put it below a retry layer. See the [crate docs](crate#spans) for what
@@ -79,7 +80,7 @@ where
         let span = span(&request, self.query);
         let future = span.in_scope(|| self.inner.call(request));
         AttemptFuture {
-            future,
+            future: Some(future.instrument(span.clone())),
             watch: Watch { span, over: false },
         }
     }
@@ -90,8 +91,9 @@ where
 #[must_use = "a call does nothing until its future is polled"]
 #[derive(Debug)]
 pub struct AttemptFuture<F> {
+    // What it tells when it is dropped is in the span, too. It is gone when it is over: the caller may keep this for longer.
     #[pin]
-    future: F,
+    future: Option<Instrumented<F>>,
     watch: Watch,
 }
 
@@ -103,11 +105,12 @@ where
     type Output = Result<Response<R>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let entered = this.watch.span.enter();
-        let result = ready!(this.future.poll(cx)).map_err(Into::into);
-        drop(entered);
+        let mut this = self.project();
+        let future = this.future.as_mut().as_pin_mut();
+        let future = future.expect("it was polled after its end");
+        let result = ready!(future.poll(cx)).map_err(Into::into);
         this.watch.end(&result);
+        this.future.set(None);
         Poll::Ready(result)
     }
 }
@@ -135,7 +138,6 @@ impl Watch {
                 Err(error) => self.fail(&error_type(error)),
             }
         }
-        // The caller may keep the future for longer.
         self.span = Span::none();
     }
 

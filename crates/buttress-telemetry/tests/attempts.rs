@@ -253,6 +253,42 @@ async fn what_is_told_during_an_attempt_is_in_its_span_and_nothing_else_is() {
     );
 }
 
+/// Says so when it is dropped, as a call of a breaker does.
+struct Tells;
+
+impl Drop for Tells {
+    fn drop(&mut self) {
+        tracing::info!("dropped");
+    }
+}
+
+// promise: ST-10
+#[tokio::test]
+async fn what_is_told_as_an_attempt_is_dropped_is_in_its_span() {
+    let (log, _log) = Log::listen();
+    let mut service = AttemptSpanLayer::new().layer(service_fn(|_: Request<()>| {
+        let tells = Tells;
+        async move {
+            pending::<()>().await;
+            drop(tells);
+            Ok::<_, BoxError>(Response::new(()))
+        }
+    }));
+    for polls in 0..2 {
+        let mut call = task::spawn(service.call(Request::new(())));
+        for _ in 0..polls {
+            assert_pending!(call.poll());
+        }
+        drop(call);
+        let [told, span] = log.take().try_into().unwrap();
+        assert_eq!(
+            (text(&told, "message").as_str(), told.span),
+            ("dropped", Some("attempt"))
+        );
+        assert_eq!(text(&span, "error.type"), "cancelled");
+    }
+}
+
 // promise: ST-10
 #[tokio::test]
 async fn the_service_below_is_called_when_it_is_ready_and_dropped_with_the_call() {
