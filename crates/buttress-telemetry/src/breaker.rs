@@ -225,7 +225,7 @@ impl Gauges {
         gauges
     }
 
-    /// Shows a new breaker.
+    /// Shows a new breaker. The gauges may have been those of another, so that all are 0 first.
     fn begin(&self) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         *shown = (State::Closed, Heard::default());

@@ -133,6 +133,20 @@ async fn exactly_one_state_is_shown_whatever_becomes_of_the_breaker() {
 }
 
 // promise: ST-10
+#[test]
+fn a_breaker_that_takes_the_name_of_another_never_shows_two_states() {
+    let board = Board::default();
+    let layer = || {
+        let sink = metrics::with_local_recorder(&board, || breaker("payments"));
+        BreakerLayer::http().on_event(sink)
+    };
+    layer().handle().force_open();
+    assert_eq!(board.shown(), ["forced_open"]);
+    let _layer = layer();
+    assert_eq!(board.shown(), ["closed"]);
+}
+
+// promise: ST-10
 #[tokio::test(start_paused = true)]
 async fn exactly_one_state_is_shown_in_whatever_order_transitions_are_heard() {
     let rng = &mut StdRng::seed_from_u64(7);
