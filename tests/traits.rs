@@ -229,7 +229,7 @@ fn nothing_grows_without_somebody_knowing() {
         ("a ready call", size_of::<Call<Up>>(), 144),
         ("a call of IdempotencyKey", size_of::<Call<Key>>(), 144),
         ("a call of Retry", size_of::<Call<Retry>>(), 504),
-        ("a call of AttemptSpan", size_of::<Call<Attempt>>(), 192),
+        ("a call of AttemptSpan", size_of::<Call<Attempt>>(), 232),
         ("a call of Breaker", size_of::<Call<Breaker>>(), 192),
         ("a call of RateLimit", size_of::<Call<Limit>>(), 440),
         ("a call of Answer", size_of::<Call<Answers>>(), 184),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, request::Parts};
 
 /// What came of a run whose outcome is unknown, as [`recover`](crate::IdempotencyLayer::recover) finds out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Recovered {
     /// It was done, and this is its answer.
     Done(Response<Bytes>),
