@@ -10,8 +10,25 @@
 //! | [`adding`] | has a program with axum, tonic, reqwest or hyper already |
 //! | [`moving`] | comes from tower's own layers, tower-resilience, `tower_governor` or reqwest-retry |
 //!
-//! The programs need the dependencies that they name, and tokio with its features `macros`, `net` and `rt`. Each starts what
-//! it talks to by itself, on a free port of this machine, and ends when it has shown what it shows.
+//! Each program starts what it talks to by itself, on a free port of this machine, and ends when it has shown what it shows.
+//! Of these dependencies it needs those that it names, and tokio:
+//!
+//! ```toml
+//! [dependencies]
+//! axum = "0.8"
+//! buttress = { version = "0.1", features = ["full"] }
+//! bytes = "1"
+//! http = "1"
+//! http-body = "1"
+//! http-body-util = "0.1"
+//! hyper-util = { version = "0.1", features = ["client-legacy", "server-auto", "service", "tokio"] }
+//! reqwest = { version = "0.13", default-features = false }
+//! tempfile = "3"
+//! tokio = { version = "1", features = ["macros", "net", "rt"] }
+//! tonic = "0.14"
+//! tonic-health = "0.14"
+//! tower = { version = "0.5", features = ["filter", "util"] }
+//! ```
 //!
 //! These pages are only there with the feature `full`, since their programs use every layer.
 
