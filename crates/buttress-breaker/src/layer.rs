@@ -271,6 +271,7 @@ impl<C, T> BreakerLayer<C, One, T> {
     /// The service below has to be ready first, and stays so while it is waited for: have limits above the breaker. A
     /// service that was ready before the breaker opened may still be refused when it is called. A clone that has waited
     /// and is kept, but not polled again, keeps its place in the queue; at worst until a probe's lease expires. Drop it.
+    /// The same layer twice in one stack would wait for itself: the outer service holds the only probe.
     ///
     /// [`Buffer`]: https://docs.rs/tower/latest/tower/buffer/index.html
     #[must_use]
