@@ -54,6 +54,18 @@ fn every_payment_is_made_exactly_once_though_the_server_is_killed_twice() {
     }
 }
 
+// promise: ST-7
+#[test]
+fn a_plot_that_cannot_be_written_is_refused_before_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("missing").join("payments.svg");
+    let path = path.to_str().unwrap();
+    let (run, said) = payments(&["--plot", path]);
+    assert_eq!(run.status.code(), Some(2), "{said}");
+    assert!(said.contains(path), "{said}");
+    assert!(!said.contains("the job"), "{said}");
+}
+
 // promise: ST-6
 #[test]
 fn a_payment_that_is_made_twice_is_found_and_the_run_fails() {

@@ -1,6 +1,6 @@
 //! What can be changed on the command line.
 
-use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{fs::File, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
@@ -79,6 +79,13 @@ impl Args {
             Self::command()
                 .error(ErrorKind::ValueValidation, error)
                 .exit();
+        }
+        // Now, not after the run. A picture that is there stays until there is a new one.
+        if let Some(path) = &args.plot
+            && let Err(error) = File::options().create(true).append(true).open(path)
+        {
+            let error = format!("cannot write {}: {error}", path.display());
+            Self::command().error(ErrorKind::Io, error).exit();
         }
         args
     }
