@@ -24,7 +24,7 @@ fn payments(args: &[&str]) -> (Output, String) {
 #[test]
 fn every_payment_is_made_exactly_once_though_the_server_is_killed_twice() {
     let many = env::var_os("BUTTRESS_FULL").is_some();
-    // The rounds of the outbox are what takes time. A server that is back at once leaves fewer of them.
+    // The outages, and the probes after them, are what takes time.
     let (number, outage) = if many { ("10000", "1") } else { ("300", "0") };
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("payments.svg");

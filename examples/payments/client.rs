@@ -26,8 +26,9 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(250);
 /// The breaker looks at the sends of this last time; here they are some hundreds.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// It takes no fewer for a reason to open. They would be those of a moment when all workers start, or
-/// end, and of these too many have failed: a failure comes before the successes, or long after them.
+/// It takes no fewer for a reason to open. They would be those of a moment when all calls start, or
+/// the last ones end, and of these too many have failed: a failure comes before the successes, or long
+/// after them.
 const MIN_CALLS: NonZeroU32 = NonZeroU32::new(200).unwrap();
 
 /// When the breaker counts a send that was given up as a failure: a bit before it is given up.

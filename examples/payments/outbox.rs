@@ -3,17 +3,16 @@
 //! Retries are for the seconds in which a call runs. What is left when they give up waits here, and
 //! is sent again later under the same key, as a job queue or an outbox table would do it.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-    vec,
-};
+use std::{collections::VecDeque, time::Duration};
 
-use buttress::{BoxError, Rejected};
+use buttress::{
+    BoxError, Rejected,
+    clock::{self, Instant},
+};
 use http::{Request, header::CONTENT_TYPE};
 use http_body_util::Full;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tower::ServiceExt;
 use uuid::{Builder, Uuid};
 
@@ -25,23 +24,28 @@ pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Calls at a time.
 const CONCURRENCY: usize = 96;
 
-/// How often the outbox is worked through. Three faults in ten need about ten rounds, nine some 200.
-const MAX_ROUNDS: u32 = 1_000;
+/// How often a payment is called for. Three faults in ten need about seven calls, nine some 100.
+const MAX_CALLS: u32 = 1_000;
 
-/// The wait between two rounds.
+/// How long a payment waits at least after a call that failed.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A payment and its key. The key is made once, with the payment, and never again.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Order {
     key: Uuid,
     payment: Payment,
+    /// How often it was called for.
+    calls: u32,
+    /// When the next call may be.
+    due: Instant,
 }
 
 /// How the sending ended.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Delivery {
-    pub(crate) rounds: u32,
+    /// How often the payment was called for that needed it most.
+    pub(crate) most_calls: u32,
     /// Payments that nobody acknowledged.
     pub(crate) left: usize,
     /// Why the last call failed, if one did.
@@ -49,7 +53,8 @@ pub(crate) struct Delivery {
 }
 
 /// Makes payments with the ids `0..payments`.
-pub(crate) fn fill(payments: u64, seed: u64) -> Vec<Order> {
+pub(crate) fn fill(payments: u64, seed: u64) -> VecDeque<Order> {
+    let due = clock::now();
     let mut rng = StdRng::seed_from_u64(seed);
     let order = |id| Order {
         key: Builder::from_random_bytes(rng.random()).into_uuid(),
@@ -57,66 +62,61 @@ pub(crate) fn fill(payments: u64, seed: u64) -> Vec<Order> {
             id,
             amount: rng.random_range(1..=100_000),
         },
+        calls: 0,
+        due,
     };
     (0..payments).map(order).collect()
 }
 
-/// Sends the payments, round after round, until all are acknowledged.
+/// Sends the payments until all are acknowledged. One whose call failed goes to the end of the line.
 pub(crate) async fn deliver(
-    mut orders: Vec<Order>,
+    mut orders: VecDeque<Order>,
     client: Payer,
     progress: &Progress,
 ) -> Delivery {
-    let mut rounds = 0;
-    let mut last_error = None;
-    while !orders.is_empty() && rounds < MAX_ROUNDS {
-        if rounds > 0 {
-            tokio::time::sleep(PAUSE).await;
+    let mut delivery = Delivery::default();
+    let mut calls = JoinSet::new();
+    loop {
+        while calls.len() < CONCURRENCY
+            && let Some(order) = orders.pop_front()
+        {
+            calls.spawn(call(client.clone(), order));
         }
-        rounds += 1;
-        progress.round(rounds, orders.len());
-        let queue = Arc::new(Mutex::new(orders.into_iter()));
-        let workers: JoinSet<_> = (0..CONCURRENCY)
-            .map(|_| work(client.clone(), queue.clone(), progress.clone()))
-            .collect();
-        orders = Vec::new();
-        for (order, error) in workers.join_all().await.into_iter().flatten() {
-            orders.push(order);
-            last_error = Some(error);
+        let Some(ended) = calls.join_next().await else {
+            return delivery;
+        };
+        let (order, result) = ended.expect("no call panics");
+        if order.calls > delivery.most_calls {
+            delivery.most_calls = order.calls;
+            progress.calls(order.calls);
         }
-    }
-    let left = orders.len();
-    Delivery {
-        rounds,
-        left,
-        last_error,
+        let Err(error) = result else {
+            progress.acknowledged();
+            continue;
+        };
+        delivery.last_error = Some(error);
+        if order.calls < MAX_CALLS {
+            orders.push_back(order);
+        } else {
+            delivery.left += 1;
+        }
     }
 }
 
-/// Sends one payment after the other; returns those that were not acknowledged.
-async fn work(
-    client: Payer,
-    queue: Arc<Mutex<vec::IntoIter<Order>>>,
-    progress: Progress,
-) -> Vec<(Order, BoxError)> {
-    // The lock is held while the next payment is taken, not while it is sent.
-    let next = || queue.lock().unwrap().next();
-    let mut failed = Vec::new();
-    while let Some(order) = next() {
-        match pay(client.clone(), &order).await {
-            Ok(()) => progress.acknowledged(),
-            Err(error) => {
-                let refused = Rejected::find(&*error);
-                let pause = refused.map(|refused| refused.retry_after().unwrap_or(PAUSE));
-                failed.push((order, error));
-                // No call came of it: all others would be refused just as fast.
-                if let Some(pause) = pause {
-                    tokio::time::sleep(pause).await;
-                }
-            }
-        }
+/// Sends a payment when it is due.
+async fn call(client: Payer, mut order: Order) -> (Order, Result<(), BoxError>) {
+    sleep(order.due.saturating_duration_since(clock::now())).await;
+    let result = pay(client, &order).await;
+    order.calls += 1;
+    order.due = clock::now() + PAUSE;
+    if let Err(error) = &result
+        && let Some(refused) = Rejected::find(&**error)
+    {
+        // The next in line would be refused just as fast. So this call is not over until it is worth
+        // asking again.
+        sleep(refused.retry_after().unwrap_or(PAUSE)).await;
     }
-    failed
+    (order, result)
 }
 
 /// Sends one payment; returns when the server has acknowledged it.

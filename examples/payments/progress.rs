@@ -16,10 +16,15 @@ impl Progress {
         Self(ProgressBar::new(payments).with_style(style))
     }
 
-    pub(crate) fn round(&self, round: u32, outbox: usize) {
-        let message = format!("round {round}: {} in the outbox", HumanCount(outbox as u64));
-        if self.0.is_hidden() && round.is_power_of_two() {
-            self.say(&message);
+    /// A payment was called for so often, as none was before.
+    pub(crate) fn calls(&self, most: u32) {
+        let message = match most {
+            1 => "in 1 call each".to_owned(),
+            _ => format!("in up to {most} calls each"),
+        };
+        if self.0.is_hidden() && most.is_power_of_two() {
+            let count = HumanCount(self.count());
+            self.say(&format!("{count} acknowledged, {message}"));
         }
         self.0.set_message(message);
     }

@@ -44,10 +44,10 @@ impl Report {
         rows.group("the job");
         rows.count("payments", self.args.payments);
         rows.text("time", &seconds(between(self.started, self.ended)));
-        rows.count("rounds of the outbox", self.delivery.rounds.into());
         rows.group("calls");
         rows.counts("", &counts.calls);
         rows.count("all", counts.calls.values().sum());
+        rows.count("for one payment, at most", self.delivery.most_calls.into());
         rows.group("retries");
         rows.counts("", &counts.retries);
         rows.count("all", counts.retries.values().sum());
