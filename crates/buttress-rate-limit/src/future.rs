@@ -35,12 +35,20 @@ where
 {
     Called(#[pin] S::Future),
     Refused(Option<BoxError>),
-    /// There is no call yet, and a timer only from the first poll on.
-    Waiting(Option<Waiting<S, Req, D>>, #[pin] Option<Sleep>),
+    /// There is no call yet. What it needs is in a box: the future of a call that need not wait is to be small.
+    Waiting(Pin<Box<Waiting<S, Req, D>>>),
+}
+
+#[pin_project]
+struct Waiting<S, Req, D> {
+    parts: Option<Parts<S, Req, D>>,
+    /// There is one from the first poll on.
+    #[pin]
+    timer: Option<Sleep>,
 }
 
 /// What a call that waits is made of.
-struct Waiting<S, Req, D> {
+struct Parts<S, Req, D> {
     service: S,
     request: Req,
     grant: Grant,
@@ -62,13 +70,14 @@ where
     }
 
     pub(crate) fn waiting(service: S, request: Req, grant: Grant, deadline: D) -> Self {
-        let waiting = Waiting {
+        let parts = Some(Parts {
             service,
             request,
             grant,
             deadline,
-        };
-        let state = State::Waiting(Some(waiting), None);
+        });
+        let timer = None;
+        let state = State::Waiting(Box::pin(Waiting { parts, timer }));
         Self { state }
     }
 }
@@ -83,21 +92,22 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
         loop {
-            let (waiting, mut timer) = match state.as_mut().project() {
+            let waiting = match state.as_mut().project() {
                 StateProj::Called(future) => return future.poll(cx).map_err(Into::into),
                 StateProj::Refused(error) => {
                     let error = error.take().expect("it was polled after its end");
                     return Poll::Ready(Err(error));
                 }
-                StateProj::Waiting(waiting, timer) => (waiting, timer),
+                StateProj::Waiting(waiting) => waiting.as_mut().project(),
             };
-            let waits = waiting.as_mut().expect("it was polled after its end");
+            let (parts, mut timer) = (waiting.parts, waiting.timer);
+            let waits = parts.as_mut().expect("it was polled after its end");
             loop {
                 let until = match waits.grant.poll(cx.waker()) {
                     Ok(Some(until)) => until,
                     Ok(None) => break,
                     Err(refused) => {
-                        *waiting = None;
+                        *parts = None;
                         return Poll::Ready(Err(refused));
                     }
                 };
@@ -109,15 +119,15 @@ where
             }
             timer.set(None);
             if let Err(error) = ready!(waits.service.poll_ready(cx)) {
-                *waiting = None;
+                *parts = None;
                 return Poll::Ready(Err(error.into()));
             }
-            if let Some(Waiting {
+            if let Some(Parts {
                 mut service,
                 request,
                 grant,
                 deadline,
-            }) = waiting.take()
+            }) = parts.take()
             {
                 grant.spend(|| deadline.report(&request));
                 state.set(State::Called(service.call(request)));
@@ -132,7 +142,7 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
-            State::Waiting(..) => "Waiting",
+            State::Waiting(_) => "Waiting",
             State::Called(_) => "Called",
             State::Refused(_) => "Refused",
         };
