@@ -232,7 +232,7 @@ fn nothing_grows_without_somebody_knowing() {
         ("a call of RateLimit", size_of::<Call<Limit>>(), 144),
         ("a call of Answer", size_of::<Call<Answers>>(), 184),
         ("a call of Idempotency", size_of::<Call<Once>>(), 168),
-        ("a call of a client", size_of::<Call<Client>>(), 592),
+        ("a call of a client", size_of::<Call<Client>>(), 552),
         ("a call of a server", size_of::<Call<Server>>(), 208),
         ("ReplayBody", size_of::<ReplayBody<Body>>(), 40),
         (

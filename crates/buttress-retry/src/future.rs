@@ -22,7 +22,7 @@ use tower_service::Service;
 use crate::{
     Cause, DelaySource, Event, Outcome,
     budget::Payment,
-    layer::Shared,
+    layer::{Base, Shared},
     policy::{Decision, Progress},
     replay::{Attempt, KeyMaker, Plan, Replay, Settle},
 };
@@ -39,7 +39,7 @@ where
     S: Service<R::Request>,
 {
     #[pin]
-    state: State<S::Future, R::Draining>,
+    state: State<S, S::Future, R::Draining>,
     /// Ends the state early, or is the whole of it.
     #[pin]
     timer: Timer,
@@ -79,7 +79,7 @@ impl Timer {
 }
 
 #[pin_project(project = StateProj)]
-enum State<F, D> {
+enum State<S, F, D> {
     /// An attempt is under way; the timer is its limit.
     Attempting(#[pin] F),
     /// A response that is retried is read to its end; the timer is the limit for that.
@@ -87,7 +87,7 @@ enum State<F, D> {
     /// The timer is the backoff.
     Sleeping,
     /// The service below gets ready for another attempt; the timer is the end of the call's time.
-    Readying,
+    Readying(S),
     /// The call's time was over before it began.
     Late,
     Ended,
@@ -96,10 +96,10 @@ enum State<F, D> {
 /// What a call knows beyond its attempts. What only a retry needs is in boxes: the future of a call that succeeds at
 /// once is to be small. Dropped before its end, it gives back what it holds and says so.
 pub(crate) struct Call<S, C, R, Copy, Res> {
-    shared: Arc<Shared<C, R>>,
+    base: Arc<Base<S, C, R>>,
     plan: Plan,
-    /// What another attempt needs, or why there is none.
-    again: Result<(S, Copy), Outcome>,
+    /// What another attempt sends, or why there is none.
+    again: Result<Copy, Outcome>,
     key: Option<u64>,
     deadline: Option<Instant>,
     progress: Progress,
@@ -142,13 +142,13 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
     fn next_attempt(&self) -> Attempt {
         Attempt {
             number: self.progress.retries.saturating_add(1),
-            max: self.shared.policy.max_retries.saturating_add(1),
+            max: self.base.shared.policy.max_retries.saturating_add(1),
         }
     }
 
     /// The timer of the next attempt.
     fn attempt_timer(&self) -> Timer {
-        let policy = &self.shared.policy;
+        let policy = &self.base.shared.policy;
         Timer::of(policy.attempt_limit(self.progress.retries, self.time_left()))
     }
 
@@ -172,14 +172,14 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
     /// Gives back what a retry has cost that was not sent.
     fn give_back(&mut self) {
         if let (Some(payment), Some(key)) = (self.payment.take(), self.key) {
-            self.shared.pool.give_back(key, payment);
+            self.base.shared.pool.give_back(key, payment);
         }
     }
 
     fn end(&mut self, outcome: Outcome) {
         self.ended = true;
         self.again = Err(outcome);
-        self.shared.events.emit(&Event::Finished {
+        self.base.shared.events.emit(&Event::Finished {
             outcome,
             sends: self.sends,
         });
@@ -203,10 +203,10 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
     {
         let Shared {
             classifier, replay, ..
-        } = &*self.shared;
+        } = &self.base.shared;
         let mut verdict = classifier.classify(Ok(response));
         if verdict.kind != Kind::Success
-            && let Ok((_, copy)) = &self.again
+            && let Ok(copy) = &self.again
         {
             verdict = replay.review(replay.special(copy), response, verdict);
         }
@@ -224,7 +224,7 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         const MAYBE: Verdict = Verdict::new(Kind::Transient, Applied::Maybe);
         let Shared {
             classifier, policy, ..
-        } = &*self.shared;
+        } = &self.base.shared;
         let (cause, verdict) = if timed_out {
             (Cause::TimedOut, MAYBE)
         } else if let Some(rejected) = Rejected::find(&**error) {
@@ -271,7 +271,7 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             _ => {}
         }
 
-        let shared = self.shared.clone();
+        let base = self.base.clone();
         let Shared {
             policy,
             replay,
@@ -279,11 +279,11 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             seeded,
             events,
             ..
-        } = &*shared;
+        } = &base.shared;
         let tunnel = self
             .again
             .as_ref()
-            .is_ok_and(|(_, copy)| replay.special(copy).tunnel);
+            .is_ok_and(|copy| replay.special(copy).tunnel);
         let idempotent = self.plan.idempotent && !tunnel;
         let decision = match seeded {
             Some(rng) => policy.decide(
@@ -310,7 +310,7 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
             Decision::Stop(outcome) => return Next::Stop(outcome),
         };
         let copy = match &self.again {
-            Ok((_, copy)) => copy,
+            Ok(copy) => copy,
             Err(reason) => return Next::Stop(*reason),
         };
         if !replay.is_whole(copy) {
@@ -379,7 +379,7 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
         R: Replay<Req, Copy = Copy>,
     {
         let again = self.again.as_ref();
-        if again.is_ok_and(|(_, copy)| self.shared.replay.reclaim(copy)) {
+        if again.is_ok_and(|copy| self.base.shared.replay.reclaim(copy)) {
             return None;
         }
         Some(self.give_up(Outcome::BodyNotReplayable, TimedOut.into()))
@@ -390,13 +390,13 @@ impl<S, C, R, Copy, Res> Call<S, C, R, Copy, Res> {
     where
         R: Replay<Req, Copy = Copy>,
     {
-        let Shared { replay, pool, .. } = &*self.shared;
+        let Shared { replay, pool, .. } = &self.base.shared;
         if pool.is_full() {
             return;
         }
         let key = match (&self.key, &self.again) {
             (Some(key), _) => *key,
-            (None, Ok((_, copy))) => replay.key_of_copy(copy, &KeyMaker(pool)),
+            (None, Ok(copy)) => replay.key_of_copy(copy, &KeyMaker(pool)),
             (None, Err(_)) => return,
         };
         pool.succeeded(key, self.payment.take());
@@ -423,28 +423,28 @@ where
     /// A call whose first attempt is under way.
     pub(crate) fn begun(
         attempt: S::Future,
-        shared: Arc<Shared<C, R>>,
+        base: Arc<Base<S, C, R>>,
         plan: Plan,
         key: Option<u64>,
-        again: Result<(S, R::Copy), Outcome>,
+        again: Result<R::Copy, Outcome>,
     ) -> Self {
-        Self::new(State::Attempting(attempt), 1, shared, plan, key, again)
+        Self::new(State::Attempting(attempt), 1, base, plan, key, again)
     }
 
     /// A call whose time was over before it began.
-    pub(crate) fn late(shared: Arc<Shared<C, R>>, plan: Plan) -> Self {
-        Self::new(State::Late, 0, shared, plan, None, Err(Outcome::Deadline))
+    pub(crate) fn late(base: Arc<Base<S, C, R>>, plan: Plan) -> Self {
+        Self::new(State::Late, 0, base, plan, None, Err(Outcome::Deadline))
     }
 
     fn new(
-        state: State<S::Future, R::Draining>,
+        state: State<S, S::Future, R::Draining>,
         sends: u32,
-        shared: Arc<Shared<C, R>>,
+        base: Arc<Base<S, C, R>>,
         plan: Plan,
         key: Option<u64>,
-        again: Result<(S, R::Copy), Outcome>,
+        again: Result<R::Copy, Outcome>,
     ) -> Self {
-        let policy = &shared.policy;
+        let policy = &base.shared.policy;
         let outer = plan.deadline.map(|deadline| deadline.0);
         let mut deadline = outer;
         let mut timer = Timer::Off;
@@ -462,7 +462,7 @@ where
             state,
             timer,
             call: Call {
-                shared,
+                base,
                 plan,
                 again,
                 key,
@@ -484,7 +484,7 @@ impl<Req, S, C, R> ResponseFuture<Req, S, C, R>
 where
     R: Replay<Req> + Settle<S::Response>,
     C: Classify<S::Response>,
-    S: Service<R::Request, Error: Into<BoxError>>,
+    S: Service<R::Request, Error: Into<BoxError>> + Clone,
 {
     /// Goes from the end of an attempt to the next one, or to the end of the call, which it returns.
     fn poll_between(
@@ -501,7 +501,7 @@ where
                         && R::poll_drain(body, cx).is_pending()
                     {
                         if matches!(*this.timer, Timer::Off) {
-                            let limit = call.drain_time(call.shared.replay.drain_time());
+                            let limit = call.drain_time(call.base.shared.replay.drain_time());
                             this.timer.set(Timer::of(Some(limit)));
                         }
                         ready!(this.timer.as_mut().poll(cx));
@@ -519,17 +519,18 @@ where
                         ready!(this.timer.as_mut().poll(cx));
                     }
                     this.timer.set(Timer::of(call.time_left()));
-                    this.state.set(State::Readying);
+                    let service = lock(&call.base.service).clone();
+                    this.state.set(State::Readying(service));
                 }
-                StateProj::Readying => {
+                StateProj::Readying(service) => {
                     let (attempt, over) = (call.next_attempt(), call.is_over());
-                    let Ok((service, copy)) = &mut call.again else {
+                    let Ok(copy) = &mut call.again else {
                         unreachable!("a retry has what it needs")
                     };
                     let (outcome, error) = match service.poll_ready(cx) {
                         _ if over => (Outcome::Deadline, TimedOut.into()),
                         Poll::Ready(Ok(())) => {
-                            let request = call.shared.replay.send_again(copy, attempt);
+                            let request = call.base.shared.replay.send_again(copy, attempt);
                             call.wake_at = None;
                             call.sends += 1;
                             let attempt = service.call(request);
@@ -562,7 +563,7 @@ impl<Req, S, C, R> Future for ResponseFuture<Req, S, C, R>
 where
     R: Replay<Req> + Settle<S::Response>,
     C: Classify<S::Response>,
-    S: Service<R::Request, Error: Into<BoxError>>,
+    S: Service<R::Request, Error: Into<BoxError>> + Clone,
 {
     type Output = Result<R::Response, BoxError>;
 
@@ -579,9 +580,9 @@ where
                         let next = call.next(&ended);
                         if let Next::Stop(outcome) = next {
                             call.end(outcome);
-                            return Poll::Ready(Ok(call.shared.replay.pass(response)));
+                            return Poll::Ready(Ok(call.base.shared.replay.pass(response)));
                         }
-                        let draining = Box::new(call.shared.replay.drain(response));
+                        let draining = Box::new(call.base.shared.replay.drain(response));
                         this.state.set(State::Draining(Some(draining)));
                         continue;
                     }

@@ -35,6 +35,14 @@ pub(crate) struct Shared<C, R> {
     pub(crate) seeded: Option<Arc<Mutex<StdRng>>>,
 }
 
+/// What the calls of a service share, with those of its clones.
+pub(crate) struct Base<S, C, R> {
+    pub(crate) shared: Shared<C, R>,
+    /// Nobody calls it: each retry is made by a clone of it, so that a call that needs none clones no service. The lock is
+    /// for services that are not `Sync`; their `clone` is the only code of somebody else that runs under it.
+    pub(crate) service: Mutex<S>,
+}
+
 impl RetryLayer {
     /// For HTTP: requests `http::Request<B>`, responses `http::Response<_>`.
     ///
@@ -266,13 +274,18 @@ impl<C, R> Shared<C, R> {
 
 impl<S, C, R> Layer<S> for RetryLayer<C, R>
 where
+    S: Clone,
     C: Clone,
     R: Clone,
 {
     type Service = Retry<S, C, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Retry::new(inner, Arc::new(self.shared.clone()))
+        let base = Base {
+            shared: self.shared.clone(),
+            service: Mutex::new(inner.clone()),
+        };
+        Retry::new(inner, base)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The service: the first attempt of each call.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -12,19 +12,20 @@ use tower_service::Service;
 use crate::{
     Outcome,
     future::ResponseFuture,
-    layer::Shared,
+    layer::{Base, Shared},
     replay::{KeyMaker, Replay, Settle},
 };
 
 /// The service of a [`RetryLayer`](crate::RetryLayer). See the [crate docs](crate) for an example.
 pub struct Retry<S, C = buttress_core::classify::Http, R = crate::replay::HttpReplay> {
     inner: S,
-    shared: Arc<Shared<C, R>>,
+    base: Arc<Base<S, C, R>>,
 }
 
 impl<S, C, R> Retry<S, C, R> {
-    pub(crate) fn new(inner: S, shared: Arc<Shared<C, R>>) -> Self {
-        Self { inner, shared }
+    pub(crate) fn new(inner: S, base: Base<S, C, R>) -> Self {
+        let base = Arc::new(base);
+        Self { inner, base }
     }
 }
 
@@ -48,14 +49,14 @@ where
             replay,
             pool,
             ..
-        } = &*self.shared;
+        } = &self.base.shared;
         let plan = replay.plan(&request);
         if let Some(deadline) = plan.deadline
             && deadline.0 <= clock::now()
         {
             // What made the service below ready is not used, and is given back.
             self.inner = self.inner.clone();
-            return ResponseFuture::late(self.shared.clone(), plan);
+            return ResponseFuture::late(self.base.clone(), plan);
         }
         // While every account is full nobody needs to know whose it is.
         let key = (!pool.is_full()).then(|| replay.key(&request, &KeyMaker(pool)));
@@ -72,17 +73,13 @@ where
         // A request is large: it is handed over where it is made, and moved no more than it must.
         let (attempt, again) = match keep {
             Ok(()) => {
-                // The service that was polled ready makes this call and the later ones; its clone takes its place.
-                let clone = self.inner.clone();
-                let mut ready = mem::replace(&mut self.inner, clone);
                 let mut copy = None;
-                let attempt = ready.call(replay.send(request, &mut copy));
-                let again = copy.map(|copy| (ready, copy));
-                (attempt, again.ok_or(Outcome::BodyNotReplayable))
+                let attempt = self.inner.call(replay.send(request, &mut copy));
+                (attempt, copy.ok_or(Outcome::BodyNotReplayable))
             }
             Err(reason) => (self.inner.call(replay.send_once(request)), Err(reason)),
         };
-        ResponseFuture::begun(attempt, self.shared.clone(), plan, key, again)
+        ResponseFuture::begun(attempt, self.base.clone(), plan, key, again)
     }
 }
 
@@ -90,7 +87,7 @@ impl<S: Clone, C, R> Clone for Retry<S, C, R> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            shared: self.shared.clone(),
+            base: self.base.clone(),
         }
     }
 }
@@ -99,7 +96,7 @@ impl<S: fmt::Debug, C, R: fmt::Debug> fmt::Debug for Retry<S, C, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Retry")
             .field("inner", &self.inner)
-            .field("shared", &self.shared)
+            .field("shared", &self.base.shared)
             .finish()
     }
 }

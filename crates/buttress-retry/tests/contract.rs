@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_test::{assert_request_eq, mock};
 
 /// Zero is a success, everything else may pass.
@@ -108,7 +108,7 @@ async fn a_call_is_not_woken_before_its_backoff_is_over() {
     assert!(response.is_woken());
 }
 
-/// A request that counts its clones.
+/// A request that counts its clones, or what a service is made of.
 #[derive(Debug)]
 struct Counted<'a>(&'a AtomicUsize);
 
@@ -156,6 +156,24 @@ async fn a_request_that_cannot_be_retried_is_not_cloned() {
         3,
         "one to keep, and one for each retry"
     );
+}
+
+// promise: RT-32
+#[tokio::test(start_paused = true)]
+async fn a_service_is_cloned_for_each_retry_and_for_nothing_else() {
+    let clones = AtomicUsize::new(0);
+    let counted = Counted(&clones);
+    let service = service_fn(move |answer: u32| {
+        let _ = &counted;
+        std::future::ready(Ok::<_, BoxError>(answer))
+    });
+    let mut service = layer().layer(service);
+    clones.store(0, Ordering::SeqCst);
+    for (answer, retries) in [(0, 0), (1, 2), (0, 0)] {
+        let response = service.ready().await.unwrap().call(answer);
+        assert_eq!(response.await.unwrap(), answer);
+        assert_eq!(clones.swap(0, Ordering::SeqCst), retries);
+    }
 }
 
 // promise: RT-32
@@ -297,6 +315,15 @@ fn layers_services_and_futures_are_send_where_their_parts_are() {
     ));
     send_sync_clone(&service);
     send(&service.call(Request::new(Full::default())));
+
+    // A service in this box is not `Sync`.
+    let mut boxed = layer.layer(BoxCloneService::new(service_fn(
+        async |_: Request<buttress_retry::ReplayBody<Full<Bytes>>>| {
+            Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()))
+        },
+    )));
+    send(&boxed);
+    send(&boxed.call(Request::new(Full::default())));
 }
 
 // promise: RT-19
