@@ -109,6 +109,9 @@
 //! and with the clones of the layer. For a budget of its own build another layer: for each gRPC channel, for example, as
 //! tonic's requests have no authority yet where the layer sees them.
 //!
+//! The service that was polled ready makes the first attempt of a call, and a new clone each retry. The clones are made of one
+//! service that is kept for that and never called, under a lock: a `Clone` of your own must not wait for other calls.
+//!
 //! # Errors
 //!
 //! The caller gets the last real outcome: a response as the server sent it, or the error of the service below, boxed.
