@@ -71,7 +71,7 @@ pub enum Event {
     },
     /// The breaker of a key was forgotten: nobody had asked for it in a long time, or it was closed and made room for that of
     /// another key. The next call of the key has a new one, which is closed. Calls that the old one has let through may be
-    /// told of after this.
+    /// told of after this, but not what becomes of its state.
     #[non_exhaustive]
     Forgotten {
         /// Whose breaker it was.

@@ -159,7 +159,7 @@ impl Breakers {
         };
         drop(keyed);
         for entry in forgotten {
-            entry.shared.tell_forgotten();
+            entry.shared.forget();
         }
         pick
     }

@@ -56,6 +56,8 @@ struct Locked {
     circuit: Circuit,
     faults: Faults,
     queue: Queue,
+    /// Is there no more asking for it? Then its state is nobody's: its key has a new breaker, or none.
+    forgotten: bool,
 }
 
 /// Why a call is refused, packed, and when to come back if that is known.
@@ -100,6 +102,7 @@ impl Shared {
                 circuit,
                 faults: Faults::default(),
                 queue: Queue::default(),
+                forgotten: false,
             }),
             plain: settings.events.is_empty() && settings.rules.slow.is_none(),
             settings,
@@ -355,6 +358,9 @@ impl Shared {
             // When it has opened anew, one has to see how long there is to wait now.
             Outlook::Refuse(_) => usize::from(happened.transition.is_some()),
         });
+        if locked.forgotten {
+            (happened.transition, happened.percent) = (None, None);
+        }
         drop(locked);
 
         // Before the sinks: a slow one is to hold up nobody else.
@@ -409,7 +415,9 @@ impl Shared {
         }
     }
 
-    pub(crate) fn tell_forgotten(&self) {
+    /// Its key has it no more. From now on it tells of its calls only.
+    pub(crate) fn forget(&self) {
+        lock(&self.locked).forgotten = true;
         if let Some(key) = self.key.clone() {
             self.settings.events.emit(&Event::Forgotten { key });
         }

@@ -1422,6 +1422,39 @@ async fn whoever_listens_is_told_of_every_key_that_is_forgotten() {
     assert!(kept < 10, "{kept}: those that were idle are forgotten too");
 }
 
+// promise: BR-26
+#[tokio::test(start_paused = true)]
+async fn the_breaker_of_a_key_that_is_forgotten_tells_of_its_calls_and_of_no_state() {
+    let log = Log::default();
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+        .max_keys(1.try_into().unwrap())
+        .on_event(log.sink());
+    // They end when the key has made room for another.
+    let late = layer.layer(service_fn(async |_: Request<Do>| {
+        tokio::time::sleep(secs(1)).await;
+        Ok::<_, BoxError>(Response::builder().status(503).body(())?)
+    }));
+    let late: Vec<_> = (0..5)
+        .map(|_| tokio::spawn(late.clone().oneshot(at("/a"))))
+        .collect();
+    tokio::task::yield_now().await;
+    let old = layer.handles().get("/a").unwrap();
+    let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
+    is_refused(&service, at("/b")).await;
+    assert_eq!(log.forgotten(), ["/a"]);
+
+    log.clear();
+    for call in late {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(old.state(), State::Open);
+    old.force_open();
+    old.release();
+    assert_eq!(log.calls().len(), 5);
+    assert_eq!(log.events().len(), 5, "{:?}", log.events());
+}
+
 // promise: BR-24
 #[tokio::test(start_paused = true)]
 async fn a_key_is_idle_after_the_time_that_was_set() {

@@ -18,7 +18,10 @@ use metrics::{
     Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use tokio::time::advance;
+use tokio::{
+    task::yield_now,
+    time::{advance, sleep},
+};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// The gauges of states as they are at each moment, by the key of the breaker and by state.
@@ -283,6 +286,32 @@ async fn of_a_key_that_is_forgotten_a_new_breaker_is_shown() {
         call("a").await;
     }
     assert_eq!(board.of("a"), ["open"]);
+}
+
+// promise: ST-10
+#[tokio::test(start_paused = true)]
+async fn what_becomes_of_a_breaker_that_is_forgotten_is_not_shown_as_that_of_its_key() {
+    let board = Board::default();
+    let _recorder = metrics::set_default_local_recorder(&board);
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<&'static str>| *request.body())
+        .max_keys(1.try_into().unwrap())
+        .on_event(breaker_by_key("payments"));
+    let mut service = layer.layer(service_fn(async |request: Request<&'static str>| {
+        if *request.body() == "a" {
+            sleep(Duration::from_secs(1)).await;
+        }
+        Ok::<_, BoxError>(Response::builder().status(503).body(())?)
+    }));
+    let mut call = |key| service.call(Request::new(key));
+    // They fail when their key has made room for another.
+    let late: Vec<_> = (0..5).map(|_| tokio::spawn(call("a"))).collect();
+    yield_now().await;
+    call("b").await.unwrap();
+    for call in late {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(board.of("a"), ["closed"]);
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {
