@@ -4,19 +4,24 @@ use std::{
     cell::Cell,
     io,
     rc::Rc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
 
 use allocation_counter::measure;
 use buttress_core::{Applied, BoxError, Kind, Verdict, clock};
-use buttress_retry::{Backoff, Budget, RetryLayer};
+use buttress_retry::{Backoff, Budget, Event, RetryLayer};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
-use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
+use tower::{
+    Layer, Service, ServiceExt, limit::ConcurrencyLimit, service_fn, util::BoxCloneService,
+};
 use tower_test::{assert_request_eq, mock};
 
 /// Zero is a success, everything else may pass.
@@ -173,6 +178,60 @@ async fn a_service_is_cloned_for_each_retry_and_for_nothing_else() {
         let response = service.ready().await.unwrap().call(answer);
         assert_eq!(response.await.unwrap(), answer);
         assert_eq!(clones.swap(0, Ordering::SeqCst), retries);
+    }
+}
+
+/// A part of a service that cannot always be cloned.
+struct Fragile(Arc<AtomicBool>);
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        assert!(!self.0.load(Ordering::SeqCst), "this clone panics");
+        Self(self.0.clone())
+    }
+}
+
+// promise: RT-37
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_the_service_that_panics_takes_down_its_own_call_only() {
+    let panics = Arc::new(AtomicBool::new(false));
+    let fragile = Fragile(panics.clone());
+    let service = service_fn(move |answer: u32| {
+        let _ = &fragile;
+        std::future::ready(Ok::<_, BoxError>(answer))
+    });
+    let count = |count: u32| count.try_into().unwrap();
+    let sends = Arc::new(AtomicUsize::new(0));
+    let counted = sends.clone();
+    let mut service = layer()
+        .budget(Budget::tokens_of(count(2), count(1), count(1)))
+        .on_event(move |event| {
+            if let Event::Finished { sends, .. } = event {
+                counted.fetch_add(*sends as usize, Ordering::SeqCst);
+            }
+        })
+        .layer(service);
+    let call = service.ready().await.unwrap().call(1);
+    panics.store(true, Ordering::SeqCst);
+    assert!(tokio::spawn(call).await.unwrap_err().is_panic());
+    assert_eq!(sends.swap(0, Ordering::SeqCst), 1);
+    // The retry that was not sent has cost nothing.
+    panics.store(false, Ordering::SeqCst);
+    assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 1);
+    assert_eq!(sends.load(Ordering::SeqCst), 3);
+}
+
+// promise: RT-28
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_over_holds_no_readiness_though_its_future_is_kept() {
+    for answer in [Ok(0), Ok(1), Err("no answer")] {
+        let service = service_fn(move |_: u32| std::future::ready(answer.map_err(BoxError::from)));
+        let mut service = layer().layer(ConcurrencyLimit::new(service, 1));
+        let mut response = task::spawn(service.ready().await.unwrap().call(0));
+        while response.poll().is_pending() {
+            tokio::time::advance(Duration::from_millis(11)).await;
+        }
+        assert!(task::spawn(service.ready()).poll().is_ready(), "{answer:?}");
     }
 }
 
