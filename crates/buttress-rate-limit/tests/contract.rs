@@ -3,7 +3,8 @@
 mod support;
 
 use std::{
-    future::{poll_fn, ready},
+    future::{Future, poll_fn, ready},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,7 +17,7 @@ use buttress_core::{BoxError, clock};
 use buttress_rate_limit::{One, RateLimit, RateLimitLayer};
 use support::*;
 use tokio::time::advance;
-use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task};
+use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer, limit::ConcurrencyLimitLayer,
     load_shed::LoadShedLayer, service_fn,
@@ -86,6 +87,73 @@ async fn errors_of_the_service_pass_as_they_are() {
     handle.send_error("gone");
     let mut ready = task::spawn(service.ready());
     assert_eq!(assert_ready_err!(ready.poll()).to_string(), "gone");
+}
+
+// promise: ST-4
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_turn_came_early_is_not_woken_for_the_time_that_it_was_due() {
+    let (service, mut handle) = mock::pair::<&str, &str>();
+    handle.allow(2);
+    let layer = RateLimitLayer::new(per_second(10, 1));
+    let mut service = layer.layer(service);
+    let _first = service.ready().await.unwrap().call("first");
+    let mut second = task::spawn(service.ready().await.unwrap().call("second"));
+    handle.allow(0);
+    assert_pending!(second.poll());
+    layer.handle().settle(1, 0);
+    assert!(second.is_woken());
+    assert_pending!(second.poll());
+    advance(millis(200)).await;
+    assert!(!second.is_woken(), "it waits for the service");
+    handle.allow(1);
+    assert!(second.is_woken());
+}
+
+/// Polls it once more, which is a mistake of the caller.
+fn is_over<F: Future>(call: &mut task::Spawn<F>) -> bool {
+    catch_unwind(AssertUnwindSafe(|| drop(call.poll()))).is_err()
+}
+
+// promises: RL-10, RL-25
+#[tokio::test(start_paused = true)]
+async fn a_call_that_has_waited_in_vain_keeps_nothing_though_its_future_is_kept() {
+    type Request = (u64, Arc<()>);
+    let kept = Arc::new(());
+    let layer = RateLimitLayer::new(per_second(10, 10))
+        .max_wait(Duration::from_mins(1))
+        .cost(|(cost, _): &Request| *cost);
+    let handle = layer.handle();
+
+    // It costs more than there is by now.
+    let (service, mut below) = mock::pair::<Request, ()>();
+    below.allow(2);
+    let mut service = layer.layer(service);
+    let _first = service.ready().await.unwrap().call((10, kept.clone()));
+    drop(below.next_request().await);
+    let ready = service.ready().await.unwrap();
+    let mut call = task::spawn(ready.call((10, kept.clone())));
+    assert_pending!(call.poll());
+    assert!(handle.set_quota(0, per_second(10, 1)));
+    refusal(assert_ready!(call.poll()));
+    assert_eq!(Arc::strong_count(&kept), 1);
+    assert!(is_over(&mut call));
+    assert_pending!(below.poll_request());
+
+    // The service below fails when the token is there.
+    advance(Duration::from_secs(1)).await;
+    let (service, mut below) = mock::pair::<Request, ()>();
+    below.allow(2);
+    let mut service = layer.layer(service);
+    let _first = service.ready().await.unwrap().call((1, kept.clone()));
+    drop(below.next_request().await);
+    let ready = service.ready().await.unwrap();
+    let mut call = task::spawn(ready.call((1, kept.clone())));
+    assert_pending!(call.poll());
+    below.send_error("gone");
+    advance(millis(100)).await;
+    assert_eq!(assert_ready_err!(call.poll()).to_string(), "gone");
+    assert_eq!((Arc::strong_count(&kept), handle.remaining()), (1, 1));
+    assert!(is_over(&mut call));
 }
 
 // promises: RL-10, RL-12
