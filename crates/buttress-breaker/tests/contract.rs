@@ -374,7 +374,10 @@ async fn a_first_in_the_queue_who_does_not_come_does_not_keep_up_the_others_for_
     let service = layer.layer(Backend::default());
     open(&service).await;
     let mut waiters = waiters(&service, 3);
-    advance(millis(251)).await;
+    advance(millis(248)).await;
+    assert_eq!(woken(&waiters), [0]);
+    advance(millis(3)).await;
+    assert_eq!(woken(&waiters), [0, 1, 2], "they look by themselves");
     assert!(waiters[2].poll().is_ready());
 }
 

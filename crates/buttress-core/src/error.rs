@@ -322,5 +322,6 @@ mod tests {
     #[test]
     fn a_chain_ends_even_where_it_is_a_circle() {
         assert!(Rejected::find(&Circle).is_none());
+        assert_eq!(chain(&Circle).count(), 128);
     }
 }

@@ -3,14 +3,14 @@
 mod support;
 
 use std::{
-    future::{Future, Ready, pending, ready},
+    future::{Future, Ready, pending, poll_fn, ready},
     io,
     pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -287,6 +287,29 @@ async fn what_is_told_as_an_attempt_is_dropped_is_in_its_span() {
         );
         assert_eq!(text(&span, "error.type"), "cancelled");
     }
+}
+
+// promise: ST-10
+#[tokio::test]
+async fn the_span_of_an_attempt_ends_with_it_though_its_future_is_kept() {
+    let (log, _log) = Log::listen();
+    let mut service = AttemptSpanLayer::new().layer(service_fn(|_: Request<()>| {
+        let tells = Tells;
+        poll_fn(move |_| {
+            let _ = &tells;
+            Poll::Ready(Ok::<_, BoxError>(Response::new(())))
+        })
+    }));
+    let mut call = task::spawn(service.call(Request::new(())));
+    assert!(call.poll().is_ready());
+    let [told, span] = log.take().try_into().unwrap();
+    assert_eq!(
+        (text(&told, "message").as_str(), told.span),
+        ("dropped", Some("attempt"))
+    );
+    assert_eq!(span.fields.get("error.type"), None);
+    drop(call);
+    assert_eq!(log.take().len(), 0);
 }
 
 // promise: ST-10
