@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::ready,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use allocation_counter::measure;
 use buttress_breaker::{BreakerLayer, Event};
 use buttress_core::BoxError;
 use buttress_telemetry::{breaker, breaker_by_key};
@@ -22,6 +24,7 @@ use tokio::{
     task::yield_now,
     time::{advance, sleep},
 };
+use tokio_test::task;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// The gauges of states as they are at each moment, by the key of the breaker and by state.
@@ -312,6 +315,25 @@ async fn what_becomes_of_a_breaker_that_is_forgotten_is_not_shown_as_that_of_its
         call.await.unwrap().unwrap();
     }
     assert_eq!(board.of("a"), ["closed"]);
+}
+
+// promise: ST-10
+#[test]
+fn of_keys_that_are_forgotten_nothing_is_kept() {
+    let layer = BreakerLayer::http()
+        .by_key(|request: &Request<u32>| *request.body())
+        .max_keys(1.try_into().unwrap())
+        .on_event(breaker_by_key("payments"));
+    let mut service = layer.layer(service_fn(|_: Request<u32>| {
+        ready(Ok::<_, BoxError>(Response::new(())))
+    }));
+    let mut call = |key| {
+        let mut call = task::spawn(service.call(Request::new(key)));
+        assert!(call.poll().is_ready());
+    };
+    call(0);
+    let grown = measure(|| (1..1_000).for_each(&mut call));
+    assert!(grown.bytes_current < 10_000, "{grown:?}");
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {
