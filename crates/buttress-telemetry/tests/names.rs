@@ -163,6 +163,26 @@ fn every_metric_of_the_table_is_there_from_the_start_and_no_other() {
 
 // promise: ST-10
 #[test]
+fn the_ramp_of_a_breaker_is_shown_until_it_leaves_the_state_that_has_it() {
+    let (snapshotter, _recorder) = recorder();
+    // A line that is first told where nobody listens is off for other threads too.
+    let _listening = Log::listen();
+    let layer = BreakerLayer::http().on_event(breaker("payments"));
+    let ramp_is = |expected: f64| {
+        let ramps = seen(&snapshotter).into_iter();
+        let mut ramps = ramps.filter(|(metric, ..)| metric == "buttress_breaker_ramp_ratio");
+        let (.., value) = ramps.next().unwrap();
+        assert!((value - expected).abs() < 1e-9, "{value}");
+    };
+    layer.handle().force_open();
+    layer.handle().release();
+    ramp_is(0.1);
+    layer.handle().force_closed();
+    ramp_is(1.0);
+}
+
+// promise: ST-10
+#[test]
 fn names_are_those_that_prometheus_asks_for() {
     let metrics = metrics_of_table();
     assert_eq!(
