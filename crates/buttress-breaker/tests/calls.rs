@@ -15,7 +15,9 @@ use std::{
 };
 
 use allocation_counter::measure;
-use buttress_breaker::{BreakerLayer, Cause, Event, Outcome, ProbeResult, Reason, State};
+use buttress_breaker::{
+    BreakerLayer, ByKey, Cause, Event, Http, Outcome, ProbeResult, Reason, State,
+};
 use buttress_core::{Applied, BoxError, Classify, Hint, Kind, Rejected, Verdict};
 use http::{Request, Response};
 use support::*;
@@ -206,7 +208,7 @@ fn a_client_s_error_is_no_failure_of_the_server() {
             let value = http::HeaderValue::from_static("true");
             response.headers_mut().insert(name, value);
         }
-        buttress_breaker::Http.classify(Ok(&response)).kind
+        Http.classify(Ok(&response)).kind
     };
     for status in 100..600 {
         let counts = match kind(status, None) {
@@ -892,7 +894,7 @@ fn a_quota_s_reset_is_no_hint_for_a_breaker() {
         ("x-should-retry", "false", Hint::None),
     ] {
         let response = Response::builder().status(500).header(name, value);
-        let verdict = buttress_breaker::Http.classify(Ok(&response.body(()).unwrap()));
+        let verdict = Http.classify(Ok(&response.body(()).unwrap()));
         assert_eq!(
             (verdict.kind, verdict.hint),
             (Kind::Transient, hint),
@@ -1334,8 +1336,7 @@ async fn an_open_breaker_is_not_forgotten_for_a_new_key() {
 // promise: BR-24
 #[tokio::test(start_paused = true)]
 async fn a_forced_key_is_kept_and_an_idle_one_is_not() {
-    let layer =
-        BreakerLayer::http().by_key(|request: &Request<Do>| request.uri().path().to_owned());
+    let layer = by_path();
     let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
     let at = |path: &str| {
         Request::get(format!("http://a{path}"))
@@ -1369,6 +1370,11 @@ async fn a_forced_key_is_kept_and_an_idle_one_is_not() {
     assert!(is_refused(&service, at("/open")).await.is_some());
 }
 
+/// A layer with a breaker for each path.
+fn by_path() -> BreakerLayer<Http, ByKey<impl Fn(&Request<Do>) -> String + Clone>> {
+    BreakerLayer::http().by_key(|request: &Request<Do>| request.uri().path().to_owned())
+}
+
 /// A request that fails, where there is a breaker for each path.
 fn at(path: &str) -> Request<Do> {
     let uri = format!("http://bad.example{path}");
@@ -1379,9 +1385,7 @@ fn at(path: &str) -> Request<Do> {
 #[tokio::test(start_paused = true)]
 async fn as_many_keys_are_kept_as_were_set() {
     for max in [10, 3_000] {
-        let layer = BreakerLayer::http()
-            .by_key(|request: &Request<Do>| request.uri().path().to_owned())
-            .max_keys(max.try_into().unwrap());
+        let layer = by_path().max_keys(max.try_into().unwrap());
         let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
         for key in 0..max + 100 {
             is_refused(&service, at(&format!("/{key}"))).await;
@@ -1394,8 +1398,7 @@ async fn as_many_keys_are_kept_as_were_set() {
 #[tokio::test(start_paused = true)]
 async fn whoever_listens_is_told_of_every_key_that_is_forgotten() {
     let log = Log::default();
-    let layer = BreakerLayer::http()
-        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+    let layer = by_path()
         .max_keys(10.try_into().unwrap())
         .on_event(log.sink());
     let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
@@ -1426,8 +1429,7 @@ async fn whoever_listens_is_told_of_every_key_that_is_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn the_breaker_of_a_key_that_is_forgotten_tells_of_its_calls_and_of_no_state() {
     let log = Log::default();
-    let layer = BreakerLayer::http()
-        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+    let layer = by_path()
         .max_keys(1.try_into().unwrap())
         .on_event(log.sink());
     // They end when the key has made room for another.
@@ -1459,9 +1461,7 @@ async fn the_breaker_of_a_key_that_is_forgotten_tells_of_its_calls_and_of_no_sta
 #[tokio::test(start_paused = true)]
 async fn a_key_is_idle_after_the_time_that_was_set() {
     for idle in [10, 1_000] {
-        let layer = BreakerLayer::http()
-            .by_key(|request: &Request<Do>| request.uri().path().to_owned())
-            .idle(secs(idle));
+        let layer = by_path().idle(secs(idle));
         let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
         is_refused(&service, at("/idle")).await;
         for (wait, is_kept) in [(idle, true), (1, false)] {
@@ -1478,8 +1478,7 @@ async fn a_key_is_idle_after_the_time_that_was_set() {
 // promise: BR-24
 #[tokio::test(start_paused = true)]
 async fn of_a_long_key_no_more_than_256_bytes_are_kept() {
-    let layer =
-        BreakerLayer::http().by_key(|request: &Request<Do>| request.uri().path().to_owned());
+    let layer = by_path();
     let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
     let long = format!("/{}", "x".repeat(255));
     for rest in ["", "y", "z"] {
@@ -1562,8 +1561,7 @@ async fn keys_that_are_written_alike_have_a_breaker_each() {
 // promise: BR-24
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_asked_for_now_and_then_is_not_idle() {
-    let layer =
-        BreakerLayer::http().by_key(|request: &Request<Do>| request.uri().path().to_owned());
+    let layer = by_path();
     let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
     for round in 0..5 {
         assert!(is_refused(&service, at("/used")).await.is_none());
@@ -1588,9 +1586,7 @@ async fn a_key_that_is_asked_for_now_and_then_is_not_idle() {
 // promise: BR-24
 #[tokio::test(start_paused = true)]
 async fn a_new_key_takes_the_place_of_the_one_that_was_not_used_for_longest() {
-    let layer = BreakerLayer::http()
-        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
-        .max_keys(4.try_into().unwrap());
+    let layer = by_path().max_keys(4.try_into().unwrap());
     let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
     for path in ["/a", "/b", "/c", "/d", "/a", "/c", "/e"] {
         assert!(is_refused(&service, at(path)).await.is_none());
@@ -1643,8 +1639,7 @@ async fn requests_without_an_authority_share_a_breaker() {
 // promise: BR-24
 #[tokio::test(start_paused = true)]
 async fn an_open_key_is_kept_until_its_open_time_is_over_however_idle() {
-    let layer = BreakerLayer::http()
-        .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+    let layer = by_path()
         .consecutive_only(count(1))
         .open_time(secs(10_000), secs(10_000));
     let service = layer.layer(service_fn(|request: Request<Do>| hosts(&request)));
@@ -1663,8 +1658,7 @@ async fn an_open_key_is_kept_until_its_open_time_is_over_however_idle() {
 async fn an_idle_key_makes_room_wherever_it_is() {
     for idle in 0..20 {
         let log = Log::default();
-        let layer = BreakerLayer::http()
-            .by_key(|request: &Request<Do>| request.uri().path().to_owned())
+        let layer = by_path()
             .consecutive_only(count(1))
             .max_keys(20.try_into().unwrap())
             .on_event(log.sink());
