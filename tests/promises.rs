@@ -1,14 +1,12 @@
 //! Every number in a `PROMISES.md` is claimed by a test, and every claim is of a number that is there.
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
 #[test]
 fn every_promise_is_claimed_by_a_test_and_every_claim_is_of_a_promise() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = Vec::new();
-    read(root, root, &mut files);
+    let files = sources::read("", &[".rs", "PROMISES.md"]);
     let is_list = |(path, _): &File| path.ends_with("PROMISES.md");
     let (lists, sources): (Vec<_>, Vec<_>) = files.into_iter().partition(is_list);
     let problems = problems(&lists, &sources);
@@ -17,22 +15,6 @@ fn every_promise_is_claimed_by_a_test_and_every_claim_is_of_a_promise() {
 
 /// A file of the repository: its path from the root, and its text.
 type File = (String, String);
-
-/// Reads every `.rs` and `PROMISES.md` below `folder`, except what is built or hidden.
-fn read(root: &Path, folder: &Path, files: &mut Vec<File>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy();
-        if path.is_dir() {
-            if name != "target" && !name.starts_with('.') {
-                read(root, &path, files);
-            }
-        } else if name == "PROMISES.md" || name.ends_with(".rs") {
-            let shown = path.strip_prefix(root).unwrap().display().to_string();
-            files.push((shown, fs::read_to_string(&path).unwrap()));
-        }
-    }
-}
 
 /// What is wrong with the numbers in `lists` and their claims in `sources`, a line for each problem.
 fn problems(lists: &[File], sources: &[File]) -> Vec<String> {

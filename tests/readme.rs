@@ -1,10 +1,11 @@
 //! What is shown to be pasted is run: the client and the server of the README here, all other blocks by rustdoc.
 
+mod sources;
+
 use std::{
-    env, fs,
+    env,
     future::IntoFuture,
     net::SocketAddr,
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -117,54 +118,27 @@ fn not_run(text: &str) -> Vec<&str> {
 // promise: ST-11
 #[test]
 fn every_block_of_rust_in_the_docs_is_run() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |path: &Path| fs::read_to_string(path).unwrap();
-    let readme = read(&root.join("README.md"));
-    assert_eq!(
-        readme.matches("```rust\n").count(),
-        2,
-        "they are not all run here"
-    );
-    assert_eq!(not_run(&readme), [""; 0]);
+    let readme = include_str!("../README.md");
+    let programs = readme.matches("```rust\n").count();
+    assert_eq!(programs, 2, "they are not all run here");
+    assert_eq!(not_run(readme), [""; 0]);
 
     let mut blocks = 0;
-    for entry in fs::read_dir(root.join("crates")).unwrap() {
-        let path = entry.unwrap().path();
-        let library = path.join("src/lib.rs");
-        if !library.exists() {
-            continue;
-        }
+    for (path, text) in sources::read("crates", &[".rs", ".md"]) {
+        assert_eq!(not_run(&text), [""; 0], "{path}");
+        blocks += text.matches("```").count() / 2;
         // A function that nobody calls is compiled and not run.
         let line = "#![doc(test(attr(deny(dead_code))))]";
-        let has = read(&library).contains(line);
-        assert!(has, "{} has not {line}", library.display());
-        let mut folders = vec![path];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path
-                    .extension()
-                    .is_some_and(|end| end == "rs" || end == "md")
-                {
-                    let text = read(&path);
-                    assert_eq!(not_run(&text), [""; 0], "{}", path.display());
-                    blocks += text.matches("```").count() / 2;
-                }
-            }
-        }
+        let has = !path.ends_with("src/lib.rs") || text.contains(line);
+        assert!(has, "{path} has not {line}");
     }
     assert!(blocks > 40, "{blocks}");
 
-    let guides = read(&root.join("crates/buttress/src/guides.rs"));
-    for entry in fs::read_dir(root.join("crates/buttress/src/guides")).unwrap() {
-        let name = entry.unwrap().file_name();
-        let name = name.to_string_lossy();
-        assert!(
-            guides.contains(&format!("include_str!(\"guides/{name}\")")),
-            "{name}"
-        );
+    let guides = include_str!("../crates/buttress/src/guides.rs");
+    for (path, _) in sources::read("crates/buttress/src/guides", &[".md"]) {
+        let (_, file) = path.split_once("src/").unwrap();
+        let included = guides.contains(&format!("include_str!(\"{file}\")"));
+        assert!(included, "{path} is no guide");
     }
 }
 
